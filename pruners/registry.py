@@ -1,0 +1,32 @@
+"""Every pruning method by name; a method's module is imported when it is first asked for."""
+
+from importlib import import_module
+from typing import Any
+
+from covervlm.pruners.base import Pruner
+
+_METHODS: dict[str, tuple[str, str]] = {
+    "mmtok": ("covervlm.pruners.mmtok", "MMTok"),
+    "vision_coverage": ("covervlm.pruners.vision_coverage", "VisionCoverage"),
+    "text_coverage": ("covervlm.pruners.text_coverage", "TextCoverage"),
+    "random": ("covervlm.pruners.random", "Random"),
+    "uniform": ("covervlm.pruners.uniform", "Uniform"),
+    "none": ("covervlm.pruners.none", "KeepAll"),
+}
+
+
+def pruner_names() -> list[str]:
+    """Names that `get_pruner` accepts, in the order in which they are documented."""
+    return list(_METHODS)
+
+
+def get_pruner(name: str, **params: Any) -> Pruner:
+    """The method called `name` with its parameters; ValueError for a name or a parameter that does not exist."""
+    if name not in _METHODS:
+        raise ValueError(f"unknown pruning method {name!r}; choose one of {', '.join(_METHODS)}")
+    module, cls = _METHODS[name]
+    try:
+        pruner: Pruner = getattr(import_module(module), cls)(**params)
+    except TypeError as error:
+        raise ValueError(f"pruning method {name!r}: {error}") from None
+    return pruner

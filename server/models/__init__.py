@@ -1,0 +1,1 @@
+"""The vision-token path: one adapter per architecture."""

@@ -1,0 +1,126 @@
+"""What an adapter owes an engine: images to vision tokens, and a prompt with the kept ones to embeddings."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from covervlm.server.engines.base import Message
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A part of an image that is pruned on its own: the whole image, one crop, or one temporal group of a video.
+
+    positions: (n,) int64 ascending, the places of the region's tokens in `ImageTokens.tokens`.
+    features: (n, d_v) vision features before the projector.
+    grid: (rows, columns) of the region's tokens, which are in raster order.
+    allowed: (n,) bool, False for patches wholly in padding; None means all.
+    cls_attention: (n,) float32, only where it was asked for.
+    """
+
+    positions: Tensor
+    features: Tensor
+    grid: tuple[int, int]
+    allowed: Tensor | None = None
+    cls_attention: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTokens:
+    """All the tower says about one image, and all that a cache needs to keep of it.
+
+    tokens: (n, d) projector outputs in the order in which the unpruned model reads them, newline tokens included.
+    regions: the parts to prune; positions that no region names are read only when nothing is pruned.
+    grid: (rows, columns) by which a client can draw the kept positions, None where tokens form no single grid.
+    layout: whatever else the adapter needs to assemble a prompt, e.g. the merged grid of a Qwen image.
+    """
+
+    tokens: Tensor
+    regions: tuple[Region, ...]
+    grid: tuple[int, int] | None = None
+    layout: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        tensors = [self.tokens]
+        for region in self.regions:
+            tensors += [t for t in (region.features, region.allowed, region.cls_attention) if t is not None]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A tokenised chat: ids with exactly one placeholder id per image, at `image_slots`."""
+
+    ids: tuple[int, ...]
+    image_slots: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class AssembledPrompt:
+    """What the language model reads: embeddings (T, d), positions (axes, T) int64, and the ids that penalties see.
+
+    axes is 1, or 3 for M-RoPE. ids: (T,) int64, the image placeholder at vision tokens. next_position: the position
+    of the first generated token, the same on every axis.
+    """
+
+    embeddings: Tensor
+    positions: Tensor
+    ids: Tensor
+    next_position: int
+
+    def __len__(self) -> int:
+        return self.embeddings.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """One image with the positions in `image.tokens` to keep: ascending int64, or None for the unpruned image."""
+
+    image: ImageTokens
+    positions: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.image) if self.positions is None else self.positions.shape[0]
+
+
+class Adapter(Protocol):
+    """One architecture. Stateless between calls: nothing of a request is ever stored on a model.
+
+    `tokenize` and `preprocess` may run in several threads at once; the rest runs in the engine's thread.
+    """
+
+    model: torch.nn.Module
+    language_model: torch.nn.Module
+    lm_head: torch.nn.Module
+    context_length: int
+    vision_tokens: int | None
+    eos_ids: frozenset[int]
+    pruner_params: Mapping[str, Mapping[str, float]]
+
+    def tokenize(self, messages: Sequence[Message]) -> Prompt:
+        """Apply the chat template; one placeholder id per image, in reading order."""
+        ...
+
+    def preprocess(self, image: Image) -> Mapping[str, Any]:
+        """The processor's inputs for one image, on the CPU."""
+        ...
+
+    def encode(self, inputs: Sequence[Mapping[str, Any]], *, cls_attention: bool = False) -> list[ImageTokens]:
+        """Run tower and projector over a batch of preprocessed images."""
+        ...
+
+    def question_embeddings(self, question: str) -> Tensor:
+        """(m, d) input embeddings of the words of the question that guide the selection; m may be 0."""
+        ...
+
+    def assemble(self, prompt: Prompt, images: Sequence[Kept]) -> AssembledPrompt:
+        """Put the kept vision tokens into their slots."""
+        ...
