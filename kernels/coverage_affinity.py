@@ -1,0 +1,114 @@
+"""The coverage affinity of MMTok: how well each vision token stands for the question's words and for the image."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+Lengths = Sequence[int] | Tensor
+
+
+def coverage_affinity(
+    text: Tensor | None,
+    tokens: Tensor,
+    features: Tensor | None,
+    *,
+    tau_text: float = 0.02,
+    tau_vision: float = 0.2,
+    alpha: float = 0.5,
+    text_lengths: Lengths | None = None,
+    token_lengths: Lengths | None = None,
+    check_finite: bool = True,
+) -> Tensor:
+    """Stack text rows softmax(Z Xᵀ / tau_text) / m on vision rows alpha · softmax(V Vᵀ / tau_vision) / n.
+
+    text: Z (m, d) or (B, m, d), input embeddings of the question's words; None or m = 0 leaves the text rows out.
+    tokens: X (n, d) or (B, n, d), projector outputs.
+    features: V (n, d_v) or (B, n, d_v), vision features before the projector; None leaves the vision rows out.
+    text_lengths, token_lengths: for a batch padded to common m and n, the real counts of each item, (B,) integers.
+        Rows and columns past them are zero in the result, and what the padding holds does not matter.
+    check_finite: whether to look for NaN and infinity; on CUDA that waits for the device, so leave it out of graphs.
+
+    Any float dtype goes in and rows are L2-normalised (norm clamped at 1e-8); the arithmetic and the result are
+    float32: (m + n, n) or (B, m + n, n), strided so that columns are contiguous. Raises ValueError naming the
+    argument that is wrong. MMTok (arXiv 2508.18264), section 3.
+    """
+    parts = {"text": text, "tokens": tokens, "features": features}
+    given = {name: part for name, part in parts.items() if part is not None}
+    _check_shapes(given)
+    for name, tau in (("tau_text", tau_text), ("tau_vision", tau_vision)):
+        if not (math.isfinite(tau) and tau > 0):
+            raise ValueError(f"{name} must be a positive number, got {tau}")
+    if not (math.isfinite(alpha) and alpha >= 0):
+        raise ValueError(f"alpha must be a number >= 0, got {alpha}")
+
+    single = tokens.dim() == 2
+    if single and (text_lengths is not None or token_lengths is not None):
+        name = "text_lengths" if text_lengths is not None else "token_lengths"
+        raise ValueError(f"{name} belongs to a batch; tokens have shape {tuple(tokens.shape)}")
+    x = tokens[None] if single else tokens
+    batch, n, _ = x.shape
+    counts = _lengths("token_lengths", token_lengths, batch, n, 1, x.device)
+    real = torch.arange(n, device=x.device) < counts[:, None]
+    blocks = []
+    if text is not None and text.shape[-2]:
+        z = text[None] if single else text
+        words = _lengths("text_lengths", text_lengths, batch, z.shape[1], 0, x.device)
+        row = torch.arange(z.shape[1], device=x.device) < words[:, None]
+        rows = _softmax_rows(
+            _unit("text", z, row, check_finite), _unit("tokens", x, real, check_finite), row, real, tau_text
+        )
+        blocks.append(rows / words.clamp(min=1)[:, None, None])
+    if features is not None:
+        v = _unit("features", features[None] if single else features, real, check_finite)
+        blocks.append(_softmax_rows(v, v, real, real, tau_vision) * (alpha / counts)[:, None, None])
+    result = torch.cat(blocks, dim=1)
+    return result[0] if single else result
+
+
+def _unit(name: str, rows: Tensor, real: Tensor, check_finite: bool) -> Tensor:
+    rows = torch.where(real[..., None], rows.float(), 0.0)
+    if check_finite and not bool(rows.isfinite().all()):
+        raise ValueError(f"{name} must be finite, but holds NaN or infinity")
+    return normalize(rows, dim=-1, eps=1e-8)
+
+
+def _softmax_rows(rows: Tensor, columns: Tensor, real_rows: Tensor, real_columns: Tensor, tau: float) -> Tensor:
+    scores = rows @ columns.mT / tau
+    weights = scores.masked_fill(~real_columns[:, None, :], -math.inf).softmax(dim=-1)
+    return weights.masked_fill(~real_rows[..., None], 0.0)
+
+
+def _check_shapes(given: dict[str, Tensor]) -> None:
+    for name, part in given.items():
+        if not isinstance(part, Tensor) or not part.is_floating_point():
+            raise ValueError(f"{name} must be a tensor of floating-point numbers")
+        if part.dim() not in (2, 3):
+            raise ValueError(f"{name} must be (rows, d) or (B, rows, d), got shape {tuple(part.shape)}")
+    tokens = given["tokens"]
+    for name, part in given.items():
+        if part.shape[:-2] != tokens.shape[:-2]:
+            raise ValueError(f"{name} of shape {tuple(part.shape)} and tokens of {tuple(tokens.shape)} differ in batch")
+        if part.device != tokens.device:
+            raise ValueError(f"{name} is on {part.device} but tokens are on {tokens.device}")
+    if tokens.shape[-2] == 0:
+        raise ValueError("tokens must have at least one row")
+    if "text" in given and given["text"].shape[-1] != tokens.shape[-1]:
+        raise ValueError(f"text has width {given['text'].shape[-1]} but tokens have {tokens.shape[-1]}")
+    if "features" in given and given["features"].shape[-2] != tokens.shape[-2]:
+        raise ValueError(f"features have {given['features'].shape[-2]} rows but tokens have {tokens.shape[-2]}")
+    if "features" not in given and ("text" not in given or given["text"].shape[-2] == 0):
+        raise ValueError("text must have at least one row where features is None")
+
+
+def _lengths(name: str, lengths: Lengths | None, batch: int, most: int, least: int, device: torch.device) -> Tensor:
+    if lengths is None:
+        return torch.full((batch,), most, device=device)
+    counts = torch.as_tensor(lengths)
+    if counts.shape != (batch,) or counts.is_floating_point() or counts.dtype == torch.bool:
+        raise ValueError(f"{name} must be {batch} integers, got {lengths!r}")
+    if not counts.is_cuda and batch and not (least <= int(counts.min()) and int(counts.max()) <= most):
+        raise ValueError(f"{name} must lie in [{least}, {most}], got {lengths!r}")
+    return counts.to(device=device, dtype=torch.int64)
