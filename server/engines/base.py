@@ -170,7 +170,10 @@ class GenerationChunk:
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What the API tells about the served model. `vision_tokens` is an unpruned image's count, None if it varies."""
+    """What the API tells about the served model. `vision_tokens` is an unpruned image's count, None if it varies.
+
+    `methods` are the pruning methods that a request may name, in the order in which they are documented.
+    """
 
     engine: str
     architecture: str
@@ -178,6 +181,7 @@ class EngineInfo:
     vision_tokens: int | None
     dtype: str
     device: str
+    methods: tuple[str, ...]
 
 
 @dataclass(frozen=True)
