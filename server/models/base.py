@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from PIL.Image import Image
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from covervlm.server.engines.base import Message
 
@@ -65,15 +66,13 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class AssembledPrompt:
-    """What the language model reads: embeddings (T, d), positions (axes, T) int64, and the ids that penalties see.
+    """What the language model reads: embeddings (T, d) and positions (axes, T) int64.
 
-    axes is 1, or 3 for M-RoPE. ids: (T,) int64, the image placeholder at vision tokens. next_position: the position
-    of the first generated token, the same on every axis.
+    axes is 1, or 3 for M-RoPE. next_position: the position of the first generated token, the same on every axis.
     """
 
     embeddings: Tensor
     positions: Tensor
-    ids: Tensor
     next_position: int
 
     def __len__(self) -> int:
@@ -103,7 +102,13 @@ class Adapter(Protocol):
     context_length: int
     vision_tokens: int | None
     eos_ids: frozenset[int]
+    position_axes: int
     pruner_params: Mapping[str, Mapping[str, float]]
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The calling thread's own tokenizer."""
+        ...
 
     def tokenize(self, messages: Sequence[Message]) -> Prompt:
         """Apply the chat template; one placeholder id per image, in reading order."""

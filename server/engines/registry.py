@@ -1,0 +1,52 @@
+"""Every engine by name; an engine's module, and torch with it, is imported when the engine is built."""
+
+from importlib import import_module
+from typing import Any
+
+from covervlm.server.engines.base import Engine
+from covervlm.server.settings import Settings, SettingsError
+
+_ENGINES: dict[str, tuple[str, str]] = {
+    "transformers": ("covervlm.server.engines.transformers", "TransformersEngine"),
+}
+
+
+def engine_names() -> list[str]:
+    """Names that `--engine` accepts."""
+    return ["auto", *_ENGINES]
+
+
+def build_engine(settings: Settings) -> Engine:
+    """The engine that the settings ask for, not yet started; SettingsError for a name or value that cannot work."""
+    name = "transformers" if settings.engine == "auto" else settings.engine
+    if name not in _ENGINES:
+        raise SettingsError(f"engine: there is no engine {name!r}; choose one of {', '.join(engine_names())}")
+    from covervlm.pruners import pruner_names  # imports torch
+
+    if settings.method not in pruner_names():
+        raise SettingsError(
+            f"method: there is no pruning method {settings.method!r}; choose one of {', '.join(pruner_names())}"
+        )
+    module_name, class_name = _ENGINES[name]
+    module: Any = import_module(module_name)
+    config = module.TransformersEngineConfig(
+        model_path=_model_path(settings),
+        device=settings.device,
+        dtype=settings.dtype,
+        max_running=settings.max_running,
+        max_waiting=settings.max_waiting,
+        feature_cache_bytes=int(settings.feature_cache_bytes),
+        threads=settings.threads,
+        trust_remote_code=False,
+    )
+    engine: Engine = getattr(module, class_name)(config)
+    return engine
+
+
+def _model_path(settings: Settings) -> str:
+    """`demo` is the checkpoint in the package; anything else is a folder or a hub id, as transformers reads it."""
+    if settings.model != "demo":
+        return settings.model
+    from covervlm.server.demo import model_path
+
+    return str(model_path())

@@ -1,0 +1,152 @@
+"""LLaVA-1.5: one CLIP tower, one projector, one square grid of patches per image."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerBase
+
+from covervlm.pruners.question import visual_words
+from covervlm.server.engines.base import Message
+from covervlm.server.models.base import AssembledPrompt, ImageTokens, Kept, Prompt, Region
+from covervlm.server.models.processor import ChatProcessor
+from covervlm.server.models.registry import Checkpoint
+
+
+def padding_patches(width: int, height: int, image_size: int = 336, patch_size: int = 14) -> list[int]:
+    """Indices, in raster order, of the patches that hold nothing but padding once an image is padded to a square.
+
+    The longer side is scaled to image_size; what the shorter one lacks is split between both margins, the smaller
+    half first, and only whole rows or columns of patches count (MMTok, section on implementation).
+    """
+    side = image_size // patch_size
+    short = round(min(width, height) * image_size / max(width, height))
+    before = (image_size - short) // 2
+    after = image_size - short - before
+    first, last = before // patch_size, side - after // patch_size
+    padded = [line < first or line >= last for line in range(side)]
+    wide = width >= height
+    return [row * side + column for row in range(side) for column in range(side) if padded[row if wide else column]]
+
+
+class LlavaAdapter:
+    """Any transformers checkpoint of `LlavaForConditionalGeneration` with a CLIP-type tower."""
+
+    pruner_params: Mapping[str, Mapping[str, float]] = {}
+    position_axes = 1
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        config = model.config
+        self.model = model
+        self.language_model = model.model.language_model
+        self.lm_head = model.lm_head
+        self.chat = ChatProcessor(processor, processor.image_token, config.image_token_id)
+        self.context_length: int = config.text_config.max_position_embeddings
+        self.eos_ids = _eos_ids(model)
+        self._embed = model.get_input_embeddings()
+        self._side = config.vision_config.image_size // config.vision_config.patch_size
+        self._has_cls = config.vision_feature_select_strategy == "default"
+        self.vision_tokens: int | None = self._side**2
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint) -> Self:
+        """Read model and processor from a checkpoint, safetensors only."""
+        model = AutoModelForImageTextToText.from_pretrained(
+            checkpoint.path,
+            dtype=checkpoint.resolved_dtype(),
+            use_safetensors=True,
+            trust_remote_code=checkpoint.trust_remote_code,
+        )
+        processor = AutoProcessor.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.trust_remote_code)
+        return cls(model.to(checkpoint.resolved_device()).eval(), processor)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.chat.tokenizer
+
+    def tokenize(self, messages: Sequence[Message]) -> Prompt:
+        return self.chat.tokenize(messages)
+
+    def preprocess(self, image: Image) -> Mapping[str, Any]:
+        """pixel_values (3, H, W), and `allowed` (n,) bool where the processor pads to a square."""
+        image_processor = self.chat.image_processor
+        inputs: dict[str, Any] = {"pixel_values": image_processor(image, return_tensors="pt").pixel_values[0]}
+        if getattr(image_processor, "do_pad", False):
+            vision = self.model.config.vision_config
+            allowed = torch.ones(self._side**2, dtype=torch.bool)
+            allowed[padding_patches(*image.size, vision.image_size, vision.patch_size)] = False
+            inputs["allowed"] = allowed
+        return inputs
+
+    @torch.inference_mode()
+    def encode(self, inputs: Sequence[Mapping[str, Any]], *, cls_attention: bool = False) -> list[ImageTokens]:
+        pixels = torch.stack([entry["pixel_values"] for entry in inputs])
+        features, tokens, attention = self._look(pixels, cls_attention)
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        grid = (self._side, self._side)
+        images = []
+        for i, entry in enumerate(inputs):
+            allowed = entry["allowed"].to(tokens.device) if "allowed" in entry else None
+            # Cloned, so that a cached image does not keep the whole batch alive.
+            cls_row = attention[i].clone() if attention is not None else None
+            region = Region(positions, features[i].clone(), grid, allowed, cls_row)
+            images.append(ImageTokens(tokens=tokens[i].clone(), regions=(region,), grid=grid))
+        return images
+
+    @torch.inference_mode()
+    def question_embeddings(self, question: str) -> Tensor:
+        return self._embed(self._ids(self.chat.word_ids(visual_words(question))))
+
+    @torch.inference_mode()
+    def assemble(self, prompt: Prompt, images: Sequence[Kept]) -> AssembledPrompt:
+        pieces, start = [], 0
+        for slot, kept in zip(prompt.image_slots, images, strict=True):
+            tokens = kept.image.tokens
+            pieces.append(self._embed(self._ids(prompt.ids[start:slot])))
+            pieces.append(tokens if kept.positions is None else tokens[kept.positions])
+            start = slot + 1
+        pieces.append(self._embed(self._ids(prompt.ids[start:])))
+        embeddings = torch.cat(pieces)
+        positions = torch.arange(len(embeddings), device=embeddings.device)[None]
+        return AssembledPrompt(embeddings, positions, next_position=len(embeddings))
+
+    def _look(self, pixels: Tensor, cls_attention: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Pixels (B, 3, H, W) to features (B, n, d_v), projector outputs (B, n, d), CLS attention (B, n) if asked."""
+        core, config = self.model.model, self.model.config
+        pixels = pixels.to(self._embed.weight.device, self._embed.weight.dtype)
+        hidden = core.vision_tower(pixels, output_hidden_states=True, return_dict=True).hidden_states
+        layer = config.vision_feature_layer
+        first = 1 if self._has_cls else 0
+        if isinstance(layer, int):
+            features = hidden[layer][:, first:]
+        else:
+            features = torch.cat([hidden[index][:, first:] for index in layer], dim=-1)
+        attention = self._cls_attention(hidden) if cls_attention else None
+        return features, core.multi_modal_projector(features), attention
+
+    def _cls_attention(self, hidden: Sequence[Tensor]) -> Tensor:
+        """Attention of the CLS token over the patches in the tower's penultimate layer, mean over heads: (B, n).
+
+        Only the CLS row is computed, from that layer's own projections, so the tower keeps its fast attention.
+        """
+        layer = self.model.model.vision_tower.encoder.layers[-2]
+        attention = layer.self_attn
+        states = layer.layer_norm1(hidden[-3])
+        batch, length, width = states.shape
+        heads = attention.num_heads
+        query = attention.q_proj(states[:, 0]).view(batch, heads, 1, width // heads)
+        key = attention.k_proj(states).view(batch, length, heads, width // heads).transpose(1, 2)
+        scores = (query @ key.transpose(2, 3)).float() * (width // heads) ** -0.5
+        return scores.softmax(-1).mean(1)[:, 0, 1:]
+
+    def _ids(self, ids: Sequence[int]) -> Tensor:
+        return torch.tensor(ids, dtype=torch.long, device=self._embed.weight.device)
+
+
+def _eos_ids(model: Any) -> frozenset[int]:
+    eos = model.generation_config.eos_token_id
+    if eos is None:
+        eos = model.config.text_config.eos_token_id
+    return frozenset([eos] if isinstance(eos, int) else eos or ())
