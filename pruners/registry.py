@@ -9,6 +9,9 @@ _METHODS: dict[str, tuple[str, str]] = {
     "mmtok": ("covervlm.pruners.mmtok", "MMTok"),
     "vision_coverage": ("covervlm.pruners.vision_coverage", "VisionCoverage"),
     "text_coverage": ("covervlm.pruners.text_coverage", "TextCoverage"),
+    "divprune": ("covervlm.pruners.divprune", "DivPrune"),
+    "cls_attention": ("covervlm.pruners.cls_attention", "CLSAttention"),
+    "cdpruner": ("covervlm.pruners.cdpruner", "CDPruner"),
     "random": ("covervlm.pruners.random", "Random"),
     "uniform": ("covervlm.pruners.uniform", "Uniform"),
     "none": ("covervlm.pruners.none", "KeepAll"),
@@ -20,13 +23,23 @@ def pruner_names() -> list[str]:
     return list(_METHODS)
 
 
+def nested_pruner_names() -> list[str]:
+    """Names of the methods that take a coverage budget: those whose picks have an order."""
+    return [name for name in _METHODS if _method(name).nested]
+
+
 def get_pruner(name: str, **params: Any) -> Pruner:
     """The method called `name` with its parameters; ValueError for a name or a parameter that does not exist."""
+    cls = _method(name)
+    try:
+        return cls(**params)
+    except TypeError as error:
+        raise ValueError(f"pruning method {name!r}: {error}") from None
+
+
+def _method(name: str) -> type[Pruner]:
     if name not in _METHODS:
         raise ValueError(f"unknown pruning method {name!r}; choose one of {', '.join(_METHODS)}")
     module, cls = _METHODS[name]
-    try:
-        pruner: Pruner = getattr(import_module(module), cls)(**params)
-    except TypeError as error:
-        raise ValueError(f"pruning method {name!r}: {error}") from None
-    return pruner
+    method: type[Pruner] = getattr(import_module(module), cls)
+    return method
