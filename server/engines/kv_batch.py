@@ -20,7 +20,8 @@ class GrowingLayer(DynamicLayer):
         super().__init__()
         self.lazy_initialization(keys, values)
         self.width = keys.shape[-2]
-        self.keys, self.values = _with_spare(keys), _with_spare(values)
+        self.keys: Tensor = _with_spare(keys)
+        self.values: Tensor = _with_spare(values)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -46,52 +47,51 @@ class KVBatch:
 
     def __init__(self) -> None:
         self.lengths: list[int] = []
-        self.cache: Cache | None = None
+        self._layers: list[GrowingLayer] = []
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     @property
     def width(self) -> int:
-        return self.cache.layers[0].width if self.cache is not None else 0
+        """Columns filled in, which is the length of the longest row."""
+        return self._layers[0].width if self._layers else 0
 
-    def join(self, prefilled: Cache, lengths: Sequence[int], repeats: Sequence[int]) -> None:
-        """Add the rows of a right-padded prefill, row i `repeats[i]` times, each with its first lengths[i] columns."""
+    @property
+    def cache(self) -> Cache:
+        """The rows as transformers' models take them: a forward pass adds its columns to this batch."""
+        return Cache(layers=[*self._layers])
+
+    def join(self, prefilled: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int], repeats: Sequence[int]) -> None:
+        """Add the rows of a right-padded prefill, row i `repeats[i]` times, each with its first lengths[i] columns.
+
+        prefilled: keys and values (B, H, T, D) of every layer.
+        """
         sources = [row for row, count in enumerate(repeats) for _ in range(count)]
         if not sources:
             return
         joined = [lengths[row] for row in sources]
         width = max([self.width, *joined])
-        layers = []
-        for index, new in enumerate(prefilled.layers):
-            old = self.cache.layers[index].live() if self.cache is not None else (None, None)
-            pair = [
-                _aligned(old[side], tensor, sources, joined, width)
-                for side, tensor in enumerate((new.keys, new.values))
-            ]
-            layers.append(GrowingLayer(*pair))
-        self.cache = Cache(layers=layers)
+        running: list[tuple[Tensor | None, Tensor | None]] = [layer.live() for layer in self._layers]
+        running = running or [(None, None)] * len(prefilled)
+        self._layers = [
+            GrowingLayer(*(_aligned(old, new, sources, joined, width) for old, new in zip(*sides, strict=True)))
+            for sides in zip(running, prefilled, strict=True)
+        ]
         self.lengths += joined
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but these, and the columns that no remaining row uses."""
         self.lengths = [self.lengths[row] for row in rows]
-        if not rows:
-            self.cache = None
-            return
-        width, used = self.width, max(self.lengths)
-        index = torch.tensor(rows, device=self.cache.layers[0].keys.device)
-        self.cache = Cache(
-            layers=[
-                GrowingLayer(*(side[:, :, width - used :].index_select(0, index) for side in layer.live()))
-                for layer in self.cache.layers
-            ]
-        )
+        unused = self.width - max(self.lengths, default=0)
+        self._layers = [
+            GrowingLayer(*(side[rows, :, unused:] for side in layer.live())) for layer in self._layers if rows
+        ]
 
     def step_mask(self) -> Tensor:
         """Attention mask (B, width + 1) for the next step, its own column included; counts that column as used."""
         self.lengths = [length + 1 for length in self.lengths]
-        device = self.cache.layers[0].keys.device
+        device = self._layers[0].live()[0].device
         lengths = torch.tensor(self.lengths, device=device)
         columns = torch.arange(self.width, -1, -1, device=device)
         return (columns[None] < lengths[:, None]).long()

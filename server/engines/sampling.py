@@ -58,7 +58,7 @@ class Sampler:
         """Choose from logits (V,), float32 on the CPU, and remember the choice."""
         scores = logits[None]
         if self._processors:
-            scores = self._processors(torch.tensor([self._ids]), scores)
+            scores = self._processors(torch.LongTensor([self._ids]), scores)
         if self.greedy:
             token = int(scores.argmax())
         else:

@@ -102,7 +102,7 @@ def _logprob(logits: Tensor, token: int, params: SamplingParams, tokenizer: PreT
     logprobs = logits.log_softmax(-1)
 
     def entry(index: int, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
-        text = tokenizer.decode([index])
+        text = str(tokenizer.decode([index]))
         return TokenLogprob(text, tuple(text.encode()), float(logprobs[index]), top)
 
     best = logprobs.topk(min(params.top_logprobs, len(logprobs))).indices.tolist() if params.top_logprobs else []

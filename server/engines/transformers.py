@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -91,7 +91,7 @@ class TransformersEngine:
     @property
     def info(self) -> EngineInfo:
         adapter = self._loaded()
-        weight = adapter.model.get_input_embeddings().weight
+        weight = adapter.embeddings.weight
         return EngineInfo(
             engine="transformers",
             architecture=type(adapter.model).__name__,
@@ -116,11 +116,11 @@ class TransformersEngine:
             cache_misses=self._cache.misses,
         )
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationChunk, None]:
         """Chunks of all choices as they are decoded; closing the iterator drops the request at the next step."""
         if request.sampling.n > self._config.max_running:
             raise InvalidRequest(
-                f"n is {request.sampling.n}, but this server decodes {self._config.max_running} answers at once at most.",
+                f"n is {request.sampling.n}, but this server decodes at most {self._config.max_running} at once.",
                 param="n",
             )
         unfinished = request.sampling.n
@@ -139,7 +139,7 @@ class TransformersEngine:
             assert isinstance(report, PromptReport)
             return report
 
-    async def _events(self, request: GenerationRequest, *, generates: bool) -> AsyncIterator[Event]:
+    async def _events(self, request: GenerationRequest, *, generates: bool) -> AsyncGenerator[Event, None]:
         """Submit a request and yield what the worker emits for it; raises what it emits as an exception."""
         worker = self._worker
         if worker is None or not self.ready:

@@ -58,7 +58,6 @@ class Worker(threading.Thread):
         self._draining = False
         self._answers: list[Answer] = []
         self._batch = KVBatch()
-        self._embed = adapter.model.get_input_embeddings()
 
     @property
     def running(self) -> int:
@@ -253,7 +252,7 @@ class Worker(threading.Thread):
             answers = self._open_answers(entry)
             joined += [(answer, scores) for answer in answers]
             repeats.append(len(answers))
-        self._batch.join(cache, lengths, repeats)
+        self._batch.join([_keys_values(layer) for layer in cache.layers], lengths, repeats)
         self._answers += [answer for answer, _ in joined]
         self._advance(joined)
 
@@ -276,11 +275,11 @@ class Worker(threading.Thread):
 
     def _decode(self) -> None:
         axes = self._adapter.position_axes
-        device = self._embed.weight.device
+        device = self._adapter.embeddings.weight.device
         tokens = torch.tensor([[answer.last_token] for answer in self._answers], device=device)
         positions = torch.tensor([[answer.position] for answer in self._answers], device=device)
         hidden = self._adapter.language_model(
-            inputs_embeds=self._embed(tokens),
+            inputs_embeds=self._adapter.embeddings(tokens),
             position_ids=positions if axes == 1 else positions.expand(axes, -1, -1),
             attention_mask=self._batch.step_mask(),
             past_key_values=self._batch.cache,
@@ -314,6 +313,10 @@ def _fail(job: Job, error: Exception) -> None:
         error = EngineError("The engine failed on this request; if it happens again, report the request id.")
     job.emit(job, error)
     job.cancelled = True
+
+
+def _keys_values(layer: Any) -> tuple[Tensor, Tensor]:
+    return layer.keys, layer.values
 
 
 def _padded_positions(positions: Tensor, length: int) -> Tensor:

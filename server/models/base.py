@@ -99,6 +99,7 @@ class Adapter(Protocol):
     model: torch.nn.Module
     language_model: torch.nn.Module
     lm_head: torch.nn.Module
+    embeddings: torch.nn.Embedding
     context_length: int
     vision_tokens: int | None
     eos_ids: frozenset[int]

@@ -45,7 +45,7 @@ class LlavaAdapter:
         self.chat = ChatProcessor(processor, processor.image_token, config.image_token_id)
         self.context_length: int = config.text_config.max_position_embeddings
         self.eos_ids = _eos_ids(model)
-        self._embed = model.get_input_embeddings()
+        self.embeddings = model.get_input_embeddings()
         self._side = config.vision_config.image_size // config.vision_config.patch_size
         self._has_cls = config.vision_feature_select_strategy == "default"
         self.vision_tokens: int | None = self._side**2
@@ -53,7 +53,7 @@ class LlavaAdapter:
     @classmethod
     def load(cls, checkpoint: Checkpoint) -> Self:
         """Read model and processor from a checkpoint, safetensors only."""
-        model = AutoModelForImageTextToText.from_pretrained(
+        model: Any = AutoModelForImageTextToText.from_pretrained(
             checkpoint.path,
             dtype=checkpoint.resolved_dtype(),
             use_safetensors=True,
@@ -97,17 +97,17 @@ class LlavaAdapter:
 
     @torch.inference_mode()
     def question_embeddings(self, question: str) -> Tensor:
-        return self._embed(self._ids(self.chat.word_ids(visual_words(question))))
+        return self.embeddings(self._ids(self.chat.word_ids(visual_words(question))))
 
     @torch.inference_mode()
     def assemble(self, prompt: Prompt, images: Sequence[Kept]) -> AssembledPrompt:
         pieces, start = [], 0
         for slot, kept in zip(prompt.image_slots, images, strict=True):
             tokens = kept.image.tokens
-            pieces.append(self._embed(self._ids(prompt.ids[start:slot])))
+            pieces.append(self.embeddings(self._ids(prompt.ids[start:slot])))
             pieces.append(tokens if kept.positions is None else tokens[kept.positions])
             start = slot + 1
-        pieces.append(self._embed(self._ids(prompt.ids[start:])))
+        pieces.append(self.embeddings(self._ids(prompt.ids[start:])))
         embeddings = torch.cat(pieces)
         positions = torch.arange(len(embeddings), device=embeddings.device)[None]
         return AssembledPrompt(embeddings, positions, next_position=len(embeddings))
@@ -115,7 +115,7 @@ class LlavaAdapter:
     def _look(self, pixels: Tensor, cls_attention: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """Pixels (B, 3, H, W) to features (B, n, d_v), projector outputs (B, n, d), CLS attention (B, n) if asked."""
         core, config = self.model.model, self.model.config
-        pixels = pixels.to(self._embed.weight.device, self._embed.weight.dtype)
+        pixels = pixels.to(self.embeddings.weight.device, self.embeddings.weight.dtype)
         hidden = core.vision_tower(pixels, output_hidden_states=True, return_dict=True).hidden_states
         layer = config.vision_feature_layer
         first = 1 if self._has_cls else 0
@@ -142,7 +142,7 @@ class LlavaAdapter:
         return scores.softmax(-1).mean(1)[:, 0, 1:]
 
     def _ids(self, ids: Sequence[int]) -> Tensor:
-        return torch.tensor(ids, dtype=torch.long, device=self._embed.weight.device)
+        return torch.tensor(ids, dtype=torch.long, device=self.embeddings.weight.device)
 
 
 def _eos_ids(model: Any) -> frozenset[int]:
