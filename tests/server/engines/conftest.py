@@ -1,0 +1,84 @@
+"""The demo model behind the real engine, and requests to send it."""
+
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
+
+import pytest
+import pytest_asyncio
+import torch
+from demo_model.scenes import make_scene
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from covervlm.server.demo import model_path
+from covervlm.server.engines.base import (
+    GenerationChunk,
+    GenerationRequest,
+    ImagePart,
+    Message,
+    PruningPolicy,
+    SamplingParams,
+    TextPart,
+)
+from covervlm.server.engines.transformers import TransformersEngine, TransformersEngineConfig
+
+
+@pytest.fixture(scope="session")
+def scene() -> Callable[[int], Image.Image]:
+    """A generated picture by number."""
+    return lambda number: make_scene(60_000_000 + number).image
+
+
+@pytest_asyncio.fixture
+async def engine() -> AsyncIterator[TransformersEngine]:
+    engine = TransformersEngine(TransformersEngineConfig(str(model_path()), threads=1))
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+@pytest.fixture(scope="session")
+def plain():
+    """The demo model and processor as transformers alone loads them."""
+    model = AutoModelForImageTextToText.from_pretrained(model_path(), dtype=torch.float32).eval()
+    return SimpleNamespace(model=model, processor=AutoProcessor.from_pretrained(model_path()))
+
+
+def image_part(image: Image.Image) -> ImagePart:
+    return ImagePart(image, hashlib.sha256(image.tobytes()).hexdigest())
+
+
+@pytest.fixture(scope="session")
+def ask() -> Callable[..., GenerationRequest]:
+    """ask(image or None, text, pruning={...}, **sampling): a request, greedy unless told otherwise."""
+
+    def make(image: Image.Image | None, text: str, *, pruning: dict | None = None, **sampling) -> GenerationRequest:
+        parts = [image_part(image)] if image is not None else []
+        parts += [TextPart(text)] if text else []
+        params = SamplingParams(**{"temperature": 0.0} | sampling)
+        return GenerationRequest("test", (Message("user", tuple(parts)),), params, PruningPolicy(**pruning or {}))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def answer() -> Callable:
+    """Run a request to its end: text, token strings, finish reason of each choice, and the prompt report."""
+
+    async def run(engine: TransformersEngine, request: GenerationRequest) -> SimpleNamespace:
+        chunks: list[GenerationChunk] = [chunk async for chunk in engine.generate(request)]
+        choices = []
+        for index in range(request.sampling.n):
+            mine = [c for c in chunks if c.index == index]
+            choices.append(
+                SimpleNamespace(
+                    text="".join(c.text for c in mine),
+                    tokens=[entry.token for c in mine for entry in c.logprobs],
+                    count=sum(c.tokens for c in mine),
+                    finish_reason=mine[-1].finish_reason,
+                )
+            )
+        return SimpleNamespace(prompt=chunks[0].prompt, choices=choices, text=choices[0].text, chunks=chunks)
+
+    return run

@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from covervlm.pruners import get_pruner
+from covervlm.server.engines.base import InvalidRequest, Message, PruningPolicy, TextPart
+from covervlm.server.engines.selection import budget_of, guiding_text, select
+from covervlm.server.models.base import ImageTokens, Region
+
+torch.manual_seed(0)
+TOKENS = torch.randn(23, 6)
+FEATURES = torch.randn(23, 5)
+
+
+def tiled() -> ImageTokens:
+    """Two crops of ten tokens each; the last three positions are newlines, which no region holds."""
+    crops = [torch.arange(0, 20, 2), torch.arange(1, 20, 2)]
+    return ImageTokens(TOKENS, tuple(Region(at, FEATURES[at], (2, 5)) for at in crops))
+
+
+def run(policy: PruningPolicy, *images: ImageTokens):
+    return select(policy, get_pruner(policy.method), images, text=torch.randn(3, 6))
+
+
+def test_a_budget_is_spread_evenly_over_the_regions_rounding_down():
+    [kept], [report] = run(PruningPolicy(keep_tokens=9, return_indices=True), tiled())
+    assert report.kept == 8
+    assert sum(position % 2 == 0 for position in report.indices) == 4
+    assert kept.positions.tolist() == sorted(report.indices)
+
+
+def test_every_region_keeps_at_least_one_token():
+    _, [report] = run(PruningPolicy(keep_tokens=1), tiled())
+    assert report.kept == 2
+
+
+def test_a_budget_that_covers_all_regions_leaves_the_image_unpruned_newlines_and_all():
+    [kept], [report] = run(PruningPolicy(keep_tokens=20), tiled())
+    assert kept.positions is None
+    assert (report.kept, report.total, report.coverage) == (23, 23, 1.0)
+
+
+def test_kept_positions_are_ascending_over_all_regions():
+    [kept], _ = run(PruningPolicy(keep_tokens=12, method="random"), tiled())
+    assert kept.positions.tolist() == sorted(set(kept.positions.tolist()))
+
+
+def test_a_list_gives_each_image_its_own_budget():
+    _, reports = run(PruningPolicy(keep_tokens=(4, 20)), tiled(), tiled())
+    assert [report.kept for report in reports] == [4, 23]
+
+
+def test_a_list_of_the_wrong_length_is_refused():
+    with pytest.raises(InvalidRequest, match="2 counts for 1 images"):
+        run(PruningPolicy(keep_tokens=(4, 4)), tiled())
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(0.001, 1), (0.2, 4), (0.5, 10), (1.0, 20)])
+def test_a_ratio_is_of_the_prunable_tokens_and_keeps_at_least_one(ratio, count):
+    assert budget_of(PruningPolicy(keep_ratio=ratio), 0, 1, 20) == count
+
+
+def test_no_budget_means_no_pruning():
+    [kept], _ = run(PruningPolicy(), tiled())
+    assert kept.positions is None
+
+
+def say(role: str, text: str) -> Message:
+    return Message(role, (TextPart(text),))
+
+
+@pytest.mark.parametrize(
+    ("guide", "expected"),
+    [("last_user", "third"), ("first_user", "first"), ("all_user", "first\nthird"), ("none", "")],
+)
+def test_the_guide_chooses_whose_words_count(guide, expected):
+    chat = [say("system", "be brief"), say("user", "first"), say("assistant", "second"), say("user", "third")]
+    assert guiding_text(chat, PruningPolicy(guide=guide)) == expected
