@@ -1,0 +1,75 @@
+"""The outermost layer of the app: request ids, body size, HTTP metrics, and an answer where there is a bug."""
+
+import re
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from covervlm.server.api.errors import describe
+from covervlm.server.api.metrics import Metrics
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
+CLIENT_CLOSED_REQUEST = 499
+
+
+class Boundary:
+    """Pure ASGI, because wrapping the response stream would hide from it that the client is gone.
+
+    A request's own X-Request-Id is kept where it is short and plain, and comes back in the response.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        request_id = headers.get("x-request-id", "")
+        if not _REQUEST_ID.fullmatch(request_id):
+            request_id = uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        with self._metrics.http_in_flight.track_inprogress():
+            try:
+                await self._app(scope, self._limited(headers, receive), send_with_id)
+            except ClientDisconnect:
+                status = status or CLIENT_CLOSED_REQUEST
+            except Exception as error:
+                answer = describe(error, request_id).response()
+                if status:
+                    raise
+                await answer(scope, receive, send_with_id)
+            finally:
+                route = getattr(scope.get("route"), "path", "unknown")
+                self._metrics.http_requests.labels(route, status or CLIENT_CLOSED_REQUEST).inc()
+
+    def _limited(self, headers: Headers, receive: Receive) -> Receive:
+        """`receive`, which ends a body that is too long: at once where its length is declared, else when it shows."""
+        declared = headers.get("content-length", "")
+        length = int(declared) if declared.isascii() and declared.isdigit() else 0
+
+        async def limited() -> Message:
+            nonlocal length
+            message = await receive()
+            if not declared:
+                length += len(message.get("body", b""))
+            if length > self._max_body_bytes:
+                raise HTTPException(413, f"The body has more than {self._max_body_bytes} bytes.")
+            return message
+
+        return limited

@@ -1,0 +1,103 @@
+"""From the body of a request to the engine's terms: model name, pruning policy, messages with checked images."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from covervlm.server.api.chat_request import ChatCompletionRequest, ChatMessage, ImageContent, TextContent
+from covervlm.server.api.models import budget_in_name
+from covervlm.server.api.pruning_policy import pruning_policy
+from covervlm.server.engines.base import (
+    Engine,
+    GenerationRequest,
+    ImagePart,
+    InvalidRequest,
+    Message,
+    PruningPolicy,
+    TextPart,
+)
+from covervlm.server.media import ImageLoader
+from covervlm.server.settings import Settings
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request for the engine, and the seconds that its images took to be decoded, waiting included."""
+
+    request: GenerationRequest
+    media_seconds: float
+
+
+class Preparation:
+    """Checks what needs the served model to be known, and decodes the images."""
+
+    def __init__(self, engine: Engine, settings: Settings, loader: ImageLoader) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._loader = loader
+
+    async def __call__(self, body: ChatCompletionRequest, request_id: str, *, return_indices: bool = False) -> Prepared:
+        """Raises InvalidRequest naming the field, or EngineOverloaded."""
+        policy = self._policy(body, return_indices)
+        start = time.perf_counter()
+        images = await self._images(body, policy)
+        media_seconds = time.perf_counter() - start
+        messages = tuple(_message(message, images) for message in body.messages)
+        request = GenerationRequest(request_id, messages, body.sampling(), policy)
+        return Prepared(request, media_seconds if request.images else 0.0)
+
+    def _policy(self, body: ChatCompletionRequest, return_indices: bool) -> PruningPolicy:
+        settings = self._settings
+        policy = pruning_policy(
+            body.vision_pruning,
+            alias_budget=budget_in_name(body.model, settings),
+            default=PruningPolicy(
+                method=settings.method, keep_tokens=settings.keep_tokens, keep_ratio=settings.keep_ratio
+            ),
+            return_indices=return_indices,
+        )
+        methods = self._engine.info.methods
+        if policy.method not in methods:
+            raise InvalidRequest(
+                f"There is no pruning method '{policy.method[:40]}'; choose one of {', '.join(methods)}.",
+                param="vision_pruning.method",
+                code="invalid_value",
+            )
+        return policy
+
+    async def _images(self, body: ChatCompletionRequest, policy: PruningPolicy) -> Iterator[ImagePart]:
+        parts = [
+            (part.image_url.url, f"messages[{i}].content[{j}].image_url.url")
+            for i, message in enumerate(body.messages)
+            for j, part in enumerate(message.content)
+            if isinstance(part, ImageContent)
+        ]
+        if len(parts) > self._settings.max_images:
+            raise InvalidRequest(
+                f"The request has {len(parts)} images; this server takes {self._settings.max_images} at most.",
+                param="messages",
+                code="too_many_images",
+            )
+        if isinstance(policy.keep_tokens, tuple) and len(policy.keep_tokens) != len(parts):
+            raise InvalidRequest(
+                f"keep_tokens has {len(policy.keep_tokens)} counts for {len(parts)} images; give one per image.",
+                param="vision_pruning.keep_tokens",
+                code="invalid_value",
+            )
+        return iter(await asyncio.gather(*(self._loader.load(url, param=param) for url, param in parts)))
+
+
+def _message(message: ChatMessage, images: Iterator[ImagePart]) -> Message:
+    role = "system" if message.role == "developer" else message.role
+    if isinstance(message.content, str):
+        return Message(role, (TextPart(message.content),))
+    return Message(
+        role,
+        tuple(
+            next(images)
+            if isinstance(part, ImageContent)
+            else TextPart(part.text if isinstance(part, TextContent) else part.refusal)
+            for part in message.content
+        ),
+    )

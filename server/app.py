@@ -1,0 +1,56 @@
+"""The application: engine, image loader, metrics and routes wired together, and their life from start to stop."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from covervlm.server.api import chat, errors, models, ops
+from covervlm.server.api.boundary import Boundary
+from covervlm.server.api.metrics import Metrics
+from covervlm.server.api.prepare import Preparation
+from covervlm.server.engines.base import Engine
+from covervlm.server.engines.registry import build_engine
+from covervlm.server.media import ImageLimits, ImageLoader
+from covervlm.server.settings import Settings
+
+
+def create_app(settings: Settings | None = None, engine: Engine | None = None) -> FastAPI:
+    """The ASGI application; it starts the engine when it starts, and stops it when it stops.
+
+    Without an engine, the one that the settings ask for is built. Raises SettingsError for settings that cannot work.
+    """
+    settings = settings or Settings()
+    engine = engine or build_engine(settings)
+    metrics = Metrics(engine)
+    loader = ImageLoader(
+        ImageLimits(int(settings.max_image_bytes), settings.max_image_pixels),
+        threads=settings.media_threads,
+        max_pending=settings.max_images * (settings.max_running + settings.max_waiting),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await engine.start()
+        try:
+            yield
+        finally:
+            loader.close()
+            await engine.stop()
+
+    app = FastAPI(
+        title="covervlm",
+        version=version("covervlm"),
+        description="OpenAI-compatible vision-language server that keeps only the vision tokens that matter.",
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+    )
+    errors.install(app)
+    app.add_middleware(Boundary, metrics=metrics, max_body_bytes=int(settings.max_body_bytes))
+    app.include_router(chat.router(engine, Preparation(engine, settings, loader), metrics))
+    app.include_router(models.router(engine, settings))
+    app.include_router(ops.router(engine, metrics))
+    return app

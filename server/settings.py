@@ -1,0 +1,129 @@
+"""Every option of the server, once: flags of `covervlm serve`, COVERVLM_* environment, optional TOML file."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+MIB = 1024 * 1024
+
+
+class SettingsError(Exception):
+    """A setting that cannot work; the message is one line for the person who starts the server."""
+
+
+class TomlFile(PydanticBaseSettingsSource):
+    """The file that `--config` or COVERVLM_CONFIG names; flags and environment come before it."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        raise NotImplementedError("the file is read whole")
+
+    def __call__(self) -> dict[str, Any]:
+        path = self.current_state.get("config")
+        if path is None:
+            return {}
+        try:
+            options = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SettingsError(f"config file {path}: {error.strerror or error}") from None
+        except ValueError as error:
+            raise SettingsError(f"config file {path}: {error}") from None
+        return {name.replace("-", "_"): value for name, value in options.items()}
+
+
+class Settings(BaseSettings):
+    """Options of the server. Sizes take units, e.g. 512MiB."""
+
+    model_config = SettingsConfigDict(env_prefix="COVERVLM_", frozen=True, extra="forbid", protected_namespaces=())
+
+    config: Path | None = Field(None, description="TOML file with these options; flags and environment win over it")
+
+    model: str = Field("demo", min_length=1, description="the built-in 'demo', a local folder, or a hub id")
+    served_model_name: str | None = Field(
+        None, min_length=1, description="the name clients use; by default the hub id, or the folder's own name"
+    )
+    engine: str = Field("auto", description="what runs the model: auto or transformers")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    threads: int | None = Field(None, ge=1, description="CPU threads of the model; by default torch decides")
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535, description="0 takes a free port")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    method: str = Field("mmtok", description="pruning method where a request names none")
+    keep_tokens: int | None = Field(
+        None, ge=1, description="vision tokens kept of each image where a request has no budget; by default all"
+    )
+    keep_ratio: float | None = Field(
+        None, gt=0, le=1, allow_inf_nan=False, description="the same as a share of each image's tokens"
+    )
+    budget_aliases: Annotated[tuple[int, ...], NoDecode] = Field(
+        (192, 64, 16), description="budgets that /v1/models lists as MODEL:BUDGET, e.g. 192,64,16"
+    )
+
+    max_running: int = Field(32, ge=1, description="answers that decode at once")
+    max_waiting: int = Field(256, ge=0, description="requests that wait for a slot before others are refused")
+    feature_cache_bytes: ByteSize = Field(
+        ByteSize(512 * MIB), ge=0, description="memory for image features seen before; 0 turns the cache off"
+    )
+
+    max_body_bytes: ByteSize = Field(ByteSize(64 * MIB), ge=1, description="largest request body")
+    max_image_bytes: ByteSize = Field(ByteSize(20 * MIB), ge=1, description="largest encoded image")
+    max_image_pixels: int = Field(50_000_000, ge=1, description="most pixels of an image, width times height")
+    max_images: int = Field(8, ge=0, description="most images in one request")
+    media_threads: int = Field(2, ge=1, description="threads that decode images")
+
+    @field_validator("budget_aliases", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        items = value if isinstance(value, list | tuple) else [value]
+        parts = [part.strip() for item in items for part in str(item).strip("[]").split(",")]
+        return tuple(part for part in parts if part)
+
+    @field_validator("budget_aliases")
+    @classmethod
+    def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(budget < 1 for budget in value):
+            raise ValueError("budgets start at 1")
+        return tuple(dict.fromkeys(value))
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if self.keep_tokens is not None and self.keep_ratio is not None:
+            raise ValueError("keep_tokens and keep_ratio are two budgets; set one")
+        return self
+
+    @property
+    def model_name(self) -> str:
+        """What clients call the model. A folder's path stays on this machine; only its name is shown."""
+        if self.served_model_name is not None:
+            return self.served_model_name
+        path = Path(self.model)
+        return path.resolve().name if path.is_dir() else self.model
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlFile(settings_cls)
+
+
+def one_line(error: ValidationError) -> str:
+    """What is wrong with the first bad setting, named as in the file and the environment."""
+    first = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in first["loc"][:1])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return f"there is no option {name!r}"
+    if not name:
+        return message
+    return f"{name}: {message[0].lower()}{message[1:]}, not {first['input']!r}"
