@@ -8,16 +8,24 @@ import torch
 from torch import Tensor
 
 from covervlm.pruners import PruneInput, Pruner, Selection, get_pruner
+from covervlm.pruners.registry import nested_pruner_names
 from covervlm.server.engines.base import ImageReport, InvalidRequest, Message, PruningPolicy
 from covervlm.server.models.base import ImageTokens, Kept
 
 
-def pruner_for(policy: PruningPolicy, params: Mapping[str, Mapping[str, float]]) -> Pruner:
-    """The policy's method with the architecture's parameters; InvalidRequest for an unknown one."""
+def pruner_for(policy: PruningPolicy, params: Mapping[str, float]) -> Pruner:
+    """The policy's method with the architecture's parameters; InvalidRequest where it cannot do what is asked."""
     try:
-        return get_pruner(policy.method, **params.get(policy.method, {}))
+        pruner = get_pruner(policy.method, **params)
     except ValueError as error:
         raise InvalidRequest(str(error), param="vision_pruning.method") from None
+    if policy.coverage is not None and not pruner.nested:
+        raise InvalidRequest(
+            f"{policy.method} picks tokens in no order, so it has no smallest set that reaches a coverage; "
+            f"use keep_tokens or keep_ratio, or one of {', '.join(nested_pruner_names())}.",
+            param="vision_pruning.coverage",
+        )
+    return pruner
 
 
 def guiding_text(messages: Sequence[Message], policy: PruningPolicy) -> str:
@@ -111,4 +119,9 @@ def _choose(
         )
         for region in image.regions
     ]
-    return pruner.choose(inputs, max(1, budget // len(inputs)))
+    if policy.coverage is None:
+        return pruner.choose(inputs, max(1, budget // len(inputs)))
+    low, high = (
+        None if bound is None else max(1, bound // len(inputs)) for bound in (policy.min_tokens, policy.max_tokens)
+    )
+    return pruner.choose_for_coverage(inputs, policy.coverage, min_tokens=low, max_tokens=high)

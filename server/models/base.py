@@ -104,7 +104,7 @@ class Adapter(Protocol):
     vision_tokens: int | None
     eos_ids: frozenset[int]
     position_axes: int
-    pruner_params: Mapping[str, Mapping[str, float]]
+    pruner_params: Mapping[str, float]
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

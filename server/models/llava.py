@@ -6,11 +6,12 @@ from typing import Any, Self
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerBase
+from transformers import AutoProcessor, PreTrainedTokenizerBase
 
 from covervlm.pruners.question import visual_words
 from covervlm.server.engines.base import Message
 from covervlm.server.models.base import AssembledPrompt, ImageTokens, Kept, Prompt, Region
+from covervlm.server.models.language import embed, eos_ids, load_model, splice
 from covervlm.server.models.processor import ChatProcessor
 from covervlm.server.models.registry import Checkpoint
 
@@ -34,7 +35,7 @@ def padding_patches(width: int, height: int, image_size: int = 336, patch_size: 
 class LlavaAdapter:
     """Any transformers checkpoint of `LlavaForConditionalGeneration` with a CLIP-type tower."""
 
-    pruner_params: Mapping[str, Mapping[str, float]] = {}
+    pruner_params: Mapping[str, float] = {}
     position_axes = 1
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -44,7 +45,7 @@ class LlavaAdapter:
         self.lm_head = model.lm_head
         self.chat = ChatProcessor(processor, processor.image_token, config.image_token_id)
         self.context_length: int = config.text_config.max_position_embeddings
-        self.eos_ids = _eos_ids(model)
+        self.eos_ids = eos_ids(model)
         self.embeddings = model.get_input_embeddings()
         self._side = config.vision_config.image_size // config.vision_config.patch_size
         self._has_cls = config.vision_feature_select_strategy == "default"
@@ -53,14 +54,8 @@ class LlavaAdapter:
     @classmethod
     def load(cls, checkpoint: Checkpoint) -> Self:
         """Read model and processor from a checkpoint, safetensors only."""
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            checkpoint.path,
-            dtype=checkpoint.resolved_dtype(),
-            use_safetensors=True,
-            trust_remote_code=checkpoint.trust_remote_code,
-        )
         processor = AutoProcessor.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.trust_remote_code)
-        return cls(model.to(checkpoint.resolved_device()).eval(), processor)
+        return cls(load_model(checkpoint), processor)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -97,18 +92,11 @@ class LlavaAdapter:
 
     @torch.inference_mode()
     def question_embeddings(self, question: str) -> Tensor:
-        return self.embeddings(self._ids(self.chat.word_ids(visual_words(question))))
+        return embed(self.embeddings, self.chat.word_ids(visual_words(question)))
 
     @torch.inference_mode()
     def assemble(self, prompt: Prompt, images: Sequence[Kept]) -> AssembledPrompt:
-        pieces, start = [], 0
-        for slot, kept in zip(prompt.image_slots, images, strict=True):
-            tokens = kept.image.tokens
-            pieces.append(self.embeddings(self._ids(prompt.ids[start:slot])))
-            pieces.append(tokens if kept.positions is None else tokens[kept.positions])
-            start = slot + 1
-        pieces.append(self.embeddings(self._ids(prompt.ids[start:])))
-        embeddings = torch.cat(pieces)
+        embeddings = splice(self.embeddings, prompt, images)
         positions = torch.arange(len(embeddings), device=embeddings.device)[None]
         return AssembledPrompt(embeddings, positions, next_position=len(embeddings))
 
@@ -140,13 +128,3 @@ class LlavaAdapter:
         key = attention.k_proj(states).view(batch, length, heads, width // heads).transpose(1, 2)
         scores = (query @ key.transpose(2, 3)).float() * (width // heads) ** -0.5
         return scores.softmax(-1).mean(1)[:, 0, 1:]
-
-    def _ids(self, ids: Sequence[int]) -> Tensor:
-        return torch.tensor(ids, dtype=torch.long, device=self.embeddings.weight.device)
-
-
-def _eos_ids(model: Any) -> frozenset[int]:
-    eos = model.generation_config.eos_token_id
-    if eos is None:
-        eos = model.config.text_config.eos_token_id
-    return frozenset([eos] if isinstance(eos, int) else eos or ())

@@ -3,7 +3,7 @@ import torch
 
 from covervlm.pruners import get_pruner
 from covervlm.server.engines.base import InvalidRequest, Message, PruningPolicy, TextPart
-from covervlm.server.engines.selection import budget_of, guiding_text, select
+from covervlm.server.engines.selection import budget_of, guiding_text, pruner_for, select
 from covervlm.server.models.base import ImageTokens, Region
 
 torch.manual_seed(0)
@@ -62,6 +62,25 @@ def test_a_ratio_is_of_the_prunable_tokens_and_keeps_at_least_one(ratio, count):
 def test_no_budget_means_no_pruning():
     [kept], _ = run(PruningPolicy(), tiled())
     assert kept.positions is None
+
+
+def test_a_coverage_budget_keeps_just_enough_in_every_region():
+    _, [report] = run(PruningPolicy(coverage=0.6), tiled())
+    assert report.coverage >= 0.6
+    _, [fewer] = run(PruningPolicy(keep_tokens=report.kept - 2), tiled())
+    assert fewer.coverage < report.coverage
+
+
+def test_a_coverage_budget_is_clipped_to_its_bounds():
+    _, [report] = run(PruningPolicy(coverage=0.01, min_tokens=8), tiled())
+    assert report.kept == 8
+    _, [report] = run(PruningPolicy(coverage=1.0, max_tokens=6), tiled())
+    assert report.kept == 6
+
+
+def test_a_coverage_budget_needs_a_method_that_picks_in_order():
+    with pytest.raises(InvalidRequest, match=r"uniform.*mmtok"):
+        pruner_for(PruningPolicy(method="uniform", coverage=0.9), {})
 
 
 def say(role: str, text: str) -> Message:

@@ -26,7 +26,7 @@ def noise() -> Callable[..., Image.Image]:
 
 @pytest.fixture(scope="session")
 def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """LLaVA-1.5 with 16 patches an image, random weights, the demo's tokenizer, and a processor that pads to a square."""
+    """LLaVA-1.5 with 16 patches an image, random weights, and a processor that pads to a square."""
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
     torch.manual_seed(0)

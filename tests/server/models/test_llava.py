@@ -145,7 +145,7 @@ def test_the_placeholder_in_a_users_text_is_refused_with_advice(adapter, noise):
 
 def test_an_unknown_architecture_names_the_supported_ones(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
-    with pytest.raises(ValueError, match="LlamaForCausalLM.*supported are LlavaForConditionalGeneration"):
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM.*supported are LlavaForConditionalGeneration"):
         load_adapter(Checkpoint(tmp_path))
 
 
