@@ -2,14 +2,23 @@
 
 import math
 from collections.abc import Sequence
+from importlib import import_module
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+
+from covervlm.kernels.affinity_inputs import AffinityInputs
 
 Lengths = Sequence[int] | Tensor
 
+_BACKENDS = {
+    "torch": "covervlm.kernels.affinity_torch",
+    "cpu": "covervlm.kernels.affinity_cpu",
+}
+_BACKEND_OF = {"cpu": "cpu"}
 
+
+@torch.no_grad()
 def coverage_affinity(
     text: Tensor | None,
     tokens: Tensor,
@@ -20,6 +29,7 @@ def coverage_affinity(
     alpha: float = 0.5,
     text_lengths: Lengths | None = None,
     token_lengths: Lengths | None = None,
+    backend: str = "auto",
     check_finite: bool = True,
 ) -> Tensor:
     """Stack text rows softmax(Z Xᵀ / tau_text) / m on vision rows alpha · softmax(V Vᵀ / tau_vision) / n.
@@ -35,53 +45,46 @@ def coverage_affinity(
     float32: (m + n, n) or (B, m + n, n), strided so that columns are contiguous. Raises ValueError naming the
     argument that is wrong. MMTok (arXiv 2508.18264), section 3.
     """
-    parts = {"text": text, "tokens": tokens, "features": features}
-    given = {name: part for name, part in parts.items() if part is not None}
-    _check_shapes(given)
+    given = {"text": text, "tokens": tokens, "features": features}
+    _check_tensors({name: part for name, part in given.items() if part is not None})
     for name, tau in (("tau_text", tau_text), ("tau_vision", tau_vision)):
         if not (math.isfinite(tau) and tau > 0):
             raise ValueError(f"{name} must be a positive number, got {tau}")
     if not (math.isfinite(alpha) and alpha >= 0):
         raise ValueError(f"alpha must be a number >= 0, got {alpha}")
-
     single = tokens.dim() == 2
-    if single and (text_lengths is not None or token_lengths is not None):
-        name = "text_lengths" if text_lengths is not None else "token_lengths"
-        raise ValueError(f"{name} belongs to a batch; tokens have shape {tuple(tokens.shape)}")
-    x = tokens[None] if single else tokens
+    for name, lengths in (("text_lengths", text_lengths), ("token_lengths", token_lengths)):
+        if single and lengths is not None:
+            raise ValueError(f"{name} belongs to a batch, but tokens have shape {tuple(tokens.shape)}")
+    if text is not None and text.shape[-2] == 0:
+        text = None
+
+    def batched(part: Tensor | None) -> Tensor | None:
+        return part[None] if single and part is not None else part
+
+    x, z, v = tokens[None] if single else tokens, batched(text), batched(features)
     batch, n, _ = x.shape
-    counts = _lengths("token_lengths", token_lengths, batch, n, 1, x.device)
-    real = torch.arange(n, device=x.device) < counts[:, None]
-    blocks = []
-    if text is not None and text.shape[-2]:
-        z = text[None] if single else text
-        words = _lengths("text_lengths", text_lengths, batch, z.shape[1], 0, x.device)
-        row = torch.arange(z.shape[1], device=x.device) < words[:, None]
-        rows = _softmax_rows(
-            _unit("text", z, row, check_finite), _unit("tokens", x, real, check_finite), row, real, tau_text
-        )
-        blocks.append(rows / words.clamp(min=1)[:, None, None])
-    if features is not None:
-        v = _unit("features", features[None] if single else features, real, check_finite)
-        blocks.append(_softmax_rows(v, v, real, real, tau_vision) * (alpha / counts)[:, None, None])
-    result = torch.cat(blocks, dim=1)
+    inputs = AffinityInputs(
+        text=z,
+        tokens=x,
+        features=v,
+        text_lengths=_counts("text_lengths", text_lengths, batch, 0, 0 if z is None else z.shape[1], x.device),
+        token_lengths=_counts("token_lengths", token_lengths, batch, 1, n, x.device),
+        ragged=text_lengths is not None or token_lengths is not None,
+        tau_text=tau_text,
+        tau_vision=tau_vision,
+        alpha=alpha,
+        check_finite=check_finite,
+    )
+    name = _BACKEND_OF.get(x.device.type, "torch") if backend == "auto" else backend
+    if name not in _BACKENDS:
+        raise ValueError(f"backend must be auto or one of {', '.join(_BACKENDS)}, got {backend!r}")
+    with torch.autocast(x.device.type, enabled=False):
+        result: Tensor = import_module(_BACKENDS[name]).affinity(inputs)
     return result[0] if single else result
 
 
-def _unit(name: str, rows: Tensor, real: Tensor, check_finite: bool) -> Tensor:
-    rows = torch.where(real[..., None], rows.float(), 0.0)
-    if check_finite and not bool(rows.isfinite().all()):
-        raise ValueError(f"{name} must be finite, but holds NaN or infinity")
-    return normalize(rows, dim=-1, eps=1e-8)
-
-
-def _softmax_rows(rows: Tensor, columns: Tensor, real_rows: Tensor, real_columns: Tensor, tau: float) -> Tensor:
-    scores = rows @ columns.mT / tau
-    weights = scores.masked_fill(~real_columns[:, None, :], -math.inf).softmax(dim=-1)
-    return weights.masked_fill(~real_rows[..., None], 0.0)
-
-
-def _check_shapes(given: dict[str, Tensor]) -> None:
+def _check_tensors(given: dict[str, Tensor]) -> None:
     for name, part in given.items():
         if not isinstance(part, Tensor) or not part.is_floating_point():
             raise ValueError(f"{name} must be a tensor of floating-point numbers")
@@ -103,7 +106,7 @@ def _check_shapes(given: dict[str, Tensor]) -> None:
         raise ValueError("text must have at least one row where features is None")
 
 
-def _lengths(name: str, lengths: Lengths | None, batch: int, most: int, least: int, device: torch.device) -> Tensor:
+def _counts(name: str, lengths: Lengths | None, batch: int, least: int, most: int, device: torch.device) -> Tensor:
     if lengths is None:
         return torch.full((batch,), most, device=device)
     counts = torch.as_tensor(lengths)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 _BACKENDS = {
     "torch": "covervlm.kernels.greedy_torch",
+    "numba": "covervlm.kernels.greedy_numba",
 }
 
 
@@ -77,7 +78,7 @@ def greedy_max_coverage(
 
 def _load(name: str, device: torch.device) -> Backend:
     if name == "auto":
-        name = "torch"
+        name = "numba" if device.type == "cpu" else "torch"
     if name not in _BACKENDS:
         raise ValueError(f"backend must be auto or one of {', '.join(_BACKENDS)}, got {name!r}")
     backend: Backend = import_module(_BACKENDS[name])
