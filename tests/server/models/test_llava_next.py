@@ -1,0 +1,269 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import (
+    AutoProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
+)
+
+from covervlm.pruners import PruneInput, get_pruner
+from covervlm.server.demo import model_path
+from covervlm.server.engines.base import ImagePart, Message, TextPart
+from covervlm.server.models.base import Kept
+from covervlm.server.models.llava_next import LlavaNextAdapter
+from covervlm.server.models.registry import Checkpoint, load_adapter
+
+SIDE = 4  # patches along a crop: 32 pixels in patches of 8
+SIZES = [(32, 32), (64, 64), (100, 30), (20, 90), (64, 40), (33, 60), (1, 1), (200, 2)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """LLaVA-NeXT with 16 patches a crop and up to four tiles, random weights, the demo's tokenizer and template."""
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+    torch.manual_seed(0)
+    demo = AutoProcessor.from_pretrained(model_path())
+    tokenizer = demo.tokenizer
+    pinpoints = [[32, 64], [64, 32], [64, 64], [32, 96], [96, 32]]
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=SIDE * 8,
+            patch_size=8,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=48,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            initializer_range=0.3,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        ),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=pinpoints,
+    )
+    model = LlavaNextForConditionalGeneration(config)
+    torch.nn.init.normal_(model.model.multi_modal_projector.linear_2.weight, std=0.3)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    processor = LlavaNextProcessor(
+        image_processor=LlavaNextImageProcessorPil(
+            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_grid_pinpoints=pinpoints
+        ),
+        tokenizer=tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=demo.chat_template or tokenizer.chat_template,
+    )
+    folder = tmp_path_factory.mktemp("tiny-llava-next")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(checkpoint) -> LlavaNextAdapter:
+    adapter = load_adapter(Checkpoint(checkpoint))
+    assert isinstance(adapter, LlavaNextAdapter)
+    return adapter
+
+
+@pytest.fixture(scope="module")
+def plain(checkpoint):
+    """The same checkpoint as transformers alone loads it."""
+    model = LlavaNextForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    return SimpleNamespace(model=model, processor=AutoProcessor.from_pretrained(checkpoint))
+
+
+def chat(*parts) -> tuple[Message, ...]:
+    return (Message("user", tuple(TextPart(p) if isinstance(p, str) else ImagePart(p, "") for p in parts)),)
+
+
+def as_transformers(*parts) -> list[dict]:
+    content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in parts]
+    return [{"role": "user", "content": content}]
+
+
+@torch.inference_mode()
+def greedy(model, embeddings, steps):
+    """Greedy decoding by the whole model from embeddings, recomputing everything at each step."""
+    tokens, logits = [], []
+    for _ in range(steps):
+        logits.append(model(inputs_embeds=embeddings[None]).logits[0, -1])
+        tokens.append(int(logits[-1].argmax()))
+        if tokens[-1] == model.generation_config.eos_token_id:
+            break
+        embeddings = torch.cat([embeddings, model.get_input_embeddings()(torch.tensor(tokens[-1:]))])
+    return tokens, torch.stack(logits)
+
+
+@torch.inference_mode()
+def crops_by_hand(plain, image):
+    """Projected tokens and tower features of every crop, (crops, 16, d), and the processor's inputs."""
+    inputs = plain.processor.image_processor(image, return_tensors="pt")
+    tower = plain.model.model.vision_tower(inputs.pixel_values[0], output_hidden_states=True)
+    features = tower.hidden_states[-2][:, 1:]
+    return plain.model.model.multi_modal_projector(features), features, inputs
+
+
+def remaining(plain, image):
+    """(rows of tiles, columns of tiles, first row, end row, first column, end column) of the merged, unpadded grid."""
+    from transformers.image_processing_utils import select_best_resolution
+
+    width, height = image.size
+    best = select_best_resolution((height, width), plain.model.config.image_grid_pinpoints)
+    tall, wide = best[0] // 32, best[1] // 32
+    rows, columns = tall * SIDE, wide * SIDE
+    if width / height > columns / rows:
+        cut = (rows - int(round(height * columns / width, 7))) // 2
+        return tall, wide, cut, rows - cut, 0, columns
+    cut = (columns - int(round(width * rows / height, 7))) // 2
+    return tall, wide, 0, rows, cut, columns - cut
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [[], [(64, 64)], [(100, 30)], [(20, 90)], [(1, 1)], [(64, 40), (33, 60)], [(200, 2), (32, 32)]],
+    ids=str,
+)
+def test_keeping_all_tokens_equals_transformers_generate(adapter, plain, reference, noise, sizes):
+    images = [noise(w, h, seed=i) for i, (w, h) in enumerate(sizes)]
+    parts = (*images, "Which color does the star have?")
+    expected = reference(plain.model, plain.processor, as_transformers(*parts), images, 12)
+    encoded = adapter.encode([adapter.preprocess(image) for image in images]) if images else []
+    assembled = adapter.assemble(adapter.tokenize(chat(*parts)), [Kept(image) for image in encoded])
+    assert len(assembled) == expected.prompt == assembled.next_position
+    assert assembled.positions.tolist() == [list(range(expected.prompt))]
+    tokens, logits = greedy(adapter.model, assembled.embeddings, 12)
+    assert tokens == expected.tokens
+    torch.testing.assert_close(logits, expected.logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_tokens_of_an_image_are_those_that_transformers_packs(adapter, plain, noise, size):
+    image = noise(*size)
+    inputs = plain.processor.image_processor(image, return_tensors="pt")
+    with torch.inference_mode():
+        packed = plain.model.get_image_features(inputs.pixel_values, inputs.image_sizes).pooler_output[0]
+    [encoded] = adapter.encode([adapter.preprocess(image)])
+    torch.testing.assert_close(encoded.tokens, packed, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_regions_are_the_base_crop_and_what_unpadding_leaves_of_each_tile(adapter, plain, noise, size):
+    image = noise(*size)
+    tokens, features, _ = crops_by_hand(plain, image)
+    tall, wide, top, bottom, left, right = remaining(plain, image)
+    [encoded] = adapter.encode([adapter.preprocess(image)])
+    expected = [(0, [(r, c) for r in range(SIDE) for c in range(SIDE)])]
+    for tile in range(tall * wide):
+        cells = [
+            (row - tile // wide * SIDE, column - tile % wide * SIDE)
+            for row in range(top, bottom)
+            for column in range(left, right)
+            if (row // SIDE, column // SIDE) == (tile // wide, tile % wide)
+        ]
+        if cells:
+            expected.append((tile + 1, cells))
+    assert len(encoded.regions) == len(expected)
+    for region, (crop, cells) in zip(encoded.regions, expected, strict=True):
+        patches = [row * SIDE + column for row, column in cells]
+        rows, columns = len({row for row, _ in cells}), len({column for _, column in cells})
+        assert region.grid == (rows, columns)
+        assert (region.positions.diff() > 0).all()
+        torch.testing.assert_close(encoded.tokens[region.positions], tokens[crop, patches], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(region.features, features[crop, patches], atol=1e-5, rtol=1e-5)
+    named = torch.cat([region.positions for region in encoded.regions])
+    assert len(set(named.tolist())) == len(named)
+    newlines = sorted(set(range(len(encoded))) - set(named.tolist()))
+    assert len(newlines) == (bottom - top)
+    for place in newlines:
+        torch.testing.assert_close(encoded.tokens[place], plain.model.model.image_newline.detach())
+
+
+@pytest.mark.parametrize("size", [(64, 64), (100, 30), (64, 40), (20, 90)], ids=str)
+def test_pruned_output_equals_a_prompt_built_by_hand(adapter, plain, noise, size):
+    """Per-crop MMTok, kept tile tokens read in raster order of the merged grid, no newlines; all with plain loops."""
+    image, question, budget = noise(*size, seed=3), "Which color does the star have?", 3
+    tokens, features, _ = crops_by_hand(plain, image)
+    tall, wide, top, bottom, left, right = remaining(plain, image)
+    embed = plain.model.get_input_embeddings()
+    words = plain.processor.tokenizer(" color star", add_special_tokens=False).input_ids
+    text = embed(torch.tensor(words)).detach()
+
+    def select(crop, patches):
+        pruner = get_pruner("mmtok")
+        [kept] = pruner.select([PruneInput(tokens[crop, patches], features[crop, patches], text)], budget)
+        return [patches[j] for j in kept.tolist()]
+
+    by_hand = [tokens[0, patch] for patch in select(0, list(range(SIDE * SIDE)))]
+    placed = {}
+    for tile in range(tall * wide):
+        corner = (tile // wide * SIDE, tile % wide * SIDE)
+        patches = [
+            r * SIDE + c
+            for r in range(SIDE)
+            for c in range(SIDE)
+            if top <= corner[0] + r < bottom and left <= corner[1] + c < right
+        ]
+        for patch in select(tile + 1, patches) if patches else []:
+            placed[corner[0] + patch // SIDE, corner[1] + patch % SIDE] = tokens[tile + 1, patch]
+    by_hand += [placed[cell] for cell in sorted(placed)]
+    prompt = plain.processor.apply_chat_template(as_transformers(image, question), add_generation_prompt=True)
+    before, after = prompt.split("<image>")
+    ids = [plain.processor.tokenizer(before).input_ids]
+    ids.append(plain.processor.tokenizer(after, add_special_tokens=False).input_ids)
+    by_hand = torch.cat([embed(torch.tensor(ids[0])), torch.stack(by_hand), embed(torch.tensor(ids[1]))]).detach()
+
+    [encoded] = adapter.encode([adapter.preprocess(image)])
+    text_rows = adapter.question_embeddings(question)
+    torch.testing.assert_close(text_rows, text)
+    inputs = [PruneInput(encoded.tokens[r.positions], r.features, text_rows, grid=r.grid) for r in encoded.regions]
+    chosen = get_pruner("mmtok").select(inputs, budget)
+    positions = torch.cat([r.positions[kept] for r, kept in zip(encoded.regions, chosen, strict=True)]).sort().values
+    pruned = adapter.assemble(adapter.tokenize(chat(image, question)), [Kept(encoded, positions)])
+    torch.testing.assert_close(pruned.embeddings, by_hand, atol=1e-5, rtol=1e-5)
+    expected, expected_logits = greedy(plain.model, by_hand, 8)
+    answered, logits = greedy(adapter.model, pruned.embeddings, 8)
+    assert answered == expected
+    torch.testing.assert_close(logits, expected_logits, atol=1e-4, rtol=1e-4)
+
+
+def test_batched_encoding_equals_one_by_one(adapter, noise):
+    inputs = [adapter.preprocess(noise(*size, seed=i)) for i, size in enumerate(SIZES)]
+    for batched, entry in zip(adapter.encode(inputs, cls_attention=True), inputs, strict=True):
+        [single] = adapter.encode([entry], cls_attention=True)
+        torch.testing.assert_close(batched.tokens, single.tokens, atol=1e-5, rtol=1e-5)
+        for one, other in zip(batched.regions, single.regions, strict=True):
+            assert one.positions.tolist() == other.positions.tolist()
+            assert one.grid == other.grid
+            torch.testing.assert_close(one.features, other.features, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(one.cls_attention, other.cls_attention, atol=1e-6, rtol=1e-5)
+
+
+def test_cls_attention_of_every_crop_is_the_towers_own(adapter, checkpoint, plain, noise):
+    image = noise(64, 64)
+    eager = LlavaNextForConditionalGeneration.from_pretrained(
+        checkpoint, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    pixels = plain.processor.image_processor(image, return_tensors="pt").pixel_values[0]
+    with torch.inference_mode():
+        attention = eager.model.vision_tower(pixels, output_attentions=True).attentions[-2].mean(1)[:, 0, 1:]
+    [encoded] = adapter.encode([adapter.preprocess(image)], cls_attention=True)
+    for crop, region in enumerate(encoded.regions):
+        torch.testing.assert_close(region.cls_attention, attention[crop], atol=1e-6, rtol=1e-4)
+    assert all(region.cls_attention is None for region in adapter.encode([adapter.preprocess(image)])[0].regions)
