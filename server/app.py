@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
+from covervlm.server.agent import build_agent
 from covervlm.server.api import chat, errors, models, ops
 from covervlm.server.api.boundary import Boundary
 from covervlm.server.api.metrics import Metrics
@@ -17,7 +18,7 @@ from covervlm.server.settings import Settings
 
 
 def create_app(settings: Settings | None = None, engine: Engine | None = None) -> FastAPI:
-    """The ASGI application; it starts the engine when it starts, and stops it when it stops.
+    """The ASGI application; it starts the engine where that is not ready yet, and stops it in the end.
 
     Without an engine, the one that the settings ask for is built. Raises SettingsError for settings that cannot work.
     """
@@ -32,7 +33,8 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await engine.start()
+        if not engine.ready:
+            await engine.start()
         try:
             yield
         finally:
@@ -50,7 +52,8 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     )
     errors.install(app)
     app.add_middleware(Boundary, metrics=metrics, max_body_bytes=int(settings.max_body_bytes))
-    app.include_router(chat.router(engine, Preparation(engine, settings, loader), metrics))
+    prepare = Preparation(engine, settings, loader, build_agent(engine, settings))
+    app.include_router(chat.router(engine, prepare, metrics))
     app.include_router(models.router(engine, settings))
     app.include_router(ops.router(engine, metrics))
     return app

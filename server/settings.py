@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
+from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -39,43 +39,58 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="COVERVLM_", frozen=True, extra="forbid", protected_namespaces=())
 
-    config: Path | None = Field(None, description="TOML file with these options; flags and environment win over it")
-
-    model: str = Field("demo", min_length=1, description="the built-in 'demo', a local folder, or a hub id")
-    served_model_name: str | None = Field(
-        None, min_length=1, description="the name clients use; by default the hub id, or the folder's own name"
+    config: Path | None = Field(
+        default=None, description="TOML file with these options; flags and environment win over it"
     )
-    engine: str = Field("auto", description="what runs the model: auto or transformers")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+
+    model: str = Field(default="demo", min_length=1, description="the built-in 'demo', a local folder, or a hub id")
+    served_model_name: str | None = Field(
+        default=None, min_length=1, description="the name clients use; by default the hub id, or the folder's own name"
+    )
+    engine: str = Field(default="auto", description="what runs the model: auto or transformers")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    threads: int | None = Field(None, ge=1, description="CPU threads of the model; by default torch decides")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of the model; by default torch decides")
 
     host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535, description="0 takes a free port")
+    port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free port")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    method: str = Field("mmtok", description="pruning method where a request names none")
+    method: str = Field(default="mmtok", description="pruning method where a request names none")
     keep_tokens: int | None = Field(
-        None, ge=1, description="vision tokens kept of each image where a request has no budget; by default all"
+        default=None, ge=1, description="vision tokens kept of each image where a request has no budget; by default all"
     )
     keep_ratio: float | None = Field(
-        None, gt=0, le=1, allow_inf_nan=False, description="the same as a share of each image's tokens"
+        default=None, gt=0, le=1, allow_inf_nan=False, description="the same as a share of each image's tokens"
     )
     budget_aliases: Annotated[tuple[int, ...], NoDecode] = Field(
-        (192, 64, 16), description="budgets that /v1/models lists as MODEL:BUDGET, e.g. 192,64,16"
+        default=(192, 64, 16), description="budgets that /v1/models lists as MODEL:BUDGET, e.g. 192,64,16"
     )
 
-    max_running: int = Field(32, ge=1, description="answers that decode at once")
-    max_waiting: int = Field(256, ge=0, description="requests that wait for a slot before others are refused")
+    max_running: int = Field(default=32, ge=1, description="answers that decode at once")
+    max_waiting: int = Field(default=256, ge=1, description="requests that wait for a slot before others are refused")
     feature_cache_bytes: ByteSize = Field(
-        ByteSize(512 * MIB), ge=0, description="memory for image features seen before; 0 turns the cache off"
+        default=ByteSize(512 * MIB), ge=0, description="memory for image features seen before; 0 turns the cache off"
     )
 
-    max_body_bytes: ByteSize = Field(ByteSize(64 * MIB), ge=1, description="largest request body")
-    max_image_bytes: ByteSize = Field(ByteSize(20 * MIB), ge=1, description="largest encoded image")
-    max_image_pixels: int = Field(50_000_000, ge=1, description="most pixels of an image, width times height")
-    max_images: int = Field(8, ge=0, description="most images in one request")
-    media_threads: int = Field(2, ge=1, description="threads that decode images")
+    agent_tokens: int = Field(
+        default=16, ge=1, description="vision tokens of the first pass that guide 'agent' makes with the served model"
+    )
+    agent_url: str | None = Field(
+        default=None,
+        description="OpenAI-compatible base URL that answers for guide 'agent' instead, e.g. http://host/v1",
+    )
+    agent_model: str = Field(default="default", description="the model's name at --agent-url")
+    agent_api_key: SecretStr | None = Field(default=None, description="the key for --agent-url")
+    agent_timeout: float = Field(
+        default=5.0, gt=0, description="seconds until a request goes on without its agent"
+    )
+
+    max_body_bytes: ByteSize = Field(default=ByteSize(64 * MIB), ge=1, description="largest request body")
+    max_image_bytes: ByteSize = Field(default=ByteSize(20 * MIB), ge=1, description="largest encoded image")
+    max_image_pixels: int = Field(default=50_000_000, ge=1, description="most pixels of an image, width times height")
+    max_images: int = Field(default=8, ge=0, description="most images in one request")
+    media_threads: int = Field(default=2, ge=1, description="threads that decode images")
 
     @field_validator("budget_aliases", mode="before")
     @classmethod

@@ -148,7 +148,7 @@ class Answer:
         return Logprobs.of(tokens) if self._body.logprobs else None
 
     def _pruning(self) -> PruningReport:
-        return PruningReport.of(self._prompt, self._prepared.media_seconds)
+        return PruningReport.of(self._prompt, self._prepared.media_seconds, self._prepared.agent)
 
 
 def _chunk_choice(

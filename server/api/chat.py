@@ -30,6 +30,7 @@ def router(engine: Engine, prepare: Preparation, metrics: Metrics) -> APIRouter:
         clock = metrics.request()
         prepared = await unless_disconnected(request, prepare(body, request.state.request_id))
         clock.media_seconds = prepared.media_seconds
+        metrics.observe_agent(prepared.agent)
         chunks = cast(AsyncGenerator[GenerationChunk, None], engine.generate(prepared.request))
         answer = Answer(body, prepared, chunks, clock)
         async with AsyncExitStack() as stack:
@@ -49,7 +50,8 @@ def router(engine: Engine, prepare: Preparation, metrics: Metrics) -> APIRouter:
         prepared = await unless_disconnected(request, prepare(body, request.state.request_id, return_indices=True))
         prompt = await unless_disconnected(request, engine.prune(prepared.request))
         metrics.observe_stages(prompt, prepared.media_seconds)
-        report = PruningReport.of(prompt, prepared.media_seconds)
+        metrics.observe_agent(prepared.agent)
+        report = PruningReport.of(prompt, prepared.media_seconds, prepared.agent)
         return _json(
             PruneResponse(
                 id=f"prune-{uuid.uuid4().hex}",
@@ -57,8 +59,7 @@ def router(engine: Engine, prepare: Preparation, metrics: Metrics) -> APIRouter:
                 created=int(time.time()),
                 model=body.model,
                 prompt_tokens=prompt.prompt_tokens,
-                images=report.images,
-                seconds=report.seconds,
+                **{name: getattr(report, name) for name in report.model_fields_set},
             )
         )
 

@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel
 
+from covervlm.server.agent import AgentReport
 from covervlm.server.engines.base import FinishReason, ImageReport, PromptReport, TokenLogprob
 
 UNLIKELY = -9999.0
@@ -102,18 +103,25 @@ class PrunedImage(BaseModel):
 
 
 class PruningReport(BaseModel):
-    """One entry per image in reading order, and the seconds that each stage before the first token took."""
+    """One entry per image in reading order, and the seconds that each stage before the first token took.
+
+    `agent` is the first pass that guided the selection, where the request asked for one.
+    """
 
     images: list[PrunedImage]
     seconds: dict[str, float]
+    agent: AgentReport | None = None
 
     @classmethod
-    def of(cls, prompt: PromptReport, media_seconds: float) -> Self:
-        seconds = {"media": media_seconds, **prompt.seconds}
-        return cls(
+    def of(cls, prompt: PromptReport, media_seconds: float, agent: AgentReport | None) -> Self:
+        seconds = {"media": media_seconds, **({"agent": agent.seconds} if agent else {}), **prompt.seconds}
+        report = cls(
             images=[PrunedImage.of(image) for image in prompt.images],
             seconds={stage: round(value, 6) for stage, value in seconds.items()},
         )
+        if agent is not None:
+            report.agent = agent
+        return report
 
 
 class ChatCompletion(BaseModel):
@@ -167,6 +175,7 @@ class PruneResponse(BaseModel):
     prompt_tokens: int
     images: list[PrunedImage]
     seconds: dict[str, float]
+    agent: AgentReport | None = None
 
 
 def _logprob(token: TokenLogprob) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from covervlm.server.agent import AgentReport
 from covervlm.server.engines.base import Engine, GenerationChunk, PromptReport
 
 STAGE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -46,7 +47,7 @@ class Metrics:
         )
         self.stage = Histogram(
             "covervlm_stage_seconds",
-            "Seconds of each stage before the first token: media (images decoded), queue, preprocess, tower, "
+            "Seconds of each stage before the first token: media (images decoded), agent, queue, preprocess, tower, "
             "selection, prefill.",
             ["stage"],
             buckets=STAGE_BUCKETS,
@@ -68,6 +69,10 @@ class Metrics:
         self.cancelled = Counter(
             "covervlm_requests_cancelled", "Requests whose client went away before the end.", registry=registry
         )
+        self.agent = Counter("covervlm_agent_passes", "First passes of guide 'agent'.", ["outcome"], registry=registry)
+        self.agent_tokens = Counter(
+            "covervlm_agent_tokens", "Prompt and answer tokens that the agent cost.", registry=registry
+        )
         registry.register(EngineCollector(engine))
 
     def observe_stages(self, prompt: PromptReport, media_seconds: float) -> None:
@@ -75,6 +80,12 @@ class Metrics:
             self.stage.labels(stage).observe(seconds)
         if prompt.images:
             self.stage.labels("media").observe(media_seconds)
+
+    def observe_agent(self, agent: AgentReport | None) -> None:
+        if agent is not None:
+            self.agent.labels(agent.error or "answered").inc()
+            self.agent_tokens.inc(agent.prompt_tokens + agent.completion_tokens)
+            self.stage.labels("agent").observe(agent.seconds)
 
     def request(self) -> "RequestMetrics":
         """Starts the clock of one generation."""

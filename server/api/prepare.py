@@ -3,8 +3,9 @@
 import asyncio
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from covervlm.server.agent import Agent, AgentReport, consult
 from covervlm.server.api.chat_request import ChatCompletionRequest, ChatMessage, ImageContent, TextContent
 from covervlm.server.api.models import budget_in_name
 from covervlm.server.api.pruning_policy import pruning_policy
@@ -23,19 +24,24 @@ from covervlm.server.settings import Settings
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request for the engine, and the seconds that its images took to be decoded, waiting included."""
+    """A request for the engine, and what came before it.
+
+    media_seconds: how long its images took to be decoded, waiting included. agent: the first pass, where one was made.
+    """
 
     request: GenerationRequest
     media_seconds: float
+    agent: AgentReport | None = None
 
 
 class Preparation:
     """Checks what needs the served model to be known, and decodes the images."""
 
-    def __init__(self, engine: Engine, settings: Settings, loader: ImageLoader) -> None:
+    def __init__(self, engine: Engine, settings: Settings, loader: ImageLoader, agent: Agent) -> None:
         self._engine = engine
         self._settings = settings
         self._loader = loader
+        self._agent = agent
 
     async def __call__(self, body: ChatCompletionRequest, request_id: str, *, return_indices: bool = False) -> Prepared:
         """Raises InvalidRequest naming the field, or EngineOverloaded."""
@@ -45,7 +51,11 @@ class Preparation:
         media_seconds = time.perf_counter() - start
         messages = tuple(_message(message, images) for message in body.messages)
         request = GenerationRequest(request_id, messages, body.sampling(), policy)
-        return Prepared(request, media_seconds if request.images else 0.0)
+        report = None
+        if policy.guide == "agent" and policy.prunes and request.images:
+            report = await consult(self._agent, request, self._settings.agent_timeout)
+            request = replace(request, hint=report.answer)
+        return Prepared(request, media_seconds if request.images else 0.0, report)
 
     def _policy(self, body: ChatCompletionRequest, return_indices: bool) -> PruningPolicy:
         settings = self._settings

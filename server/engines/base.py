@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 from PIL.Image import Image
 
 FinishReason = Literal["stop", "length"]
-Guide = Literal["last_user", "all_user", "first_user", "none"]
+Guide = Literal["last_user", "all_user", "first_user", "none", "agent"]
 
 
 class EngineError(Exception):
@@ -104,12 +104,16 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One chat completion to run; images are inside the messages, in reading order."""
+    """One chat completion to run; images are inside the messages, in reading order.
+
+    `hint` is an agent's answer, whose words guide the selection beside the question's where `guide` is "agent".
+    """
 
     request_id: str
     messages: tuple[Message, ...]
     sampling: SamplingParams = SamplingParams()
     pruning: PruningPolicy = PruningPolicy()
+    hint: str = ""
 
     @property
     def images(self) -> tuple[ImagePart, ...]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from covervlm.pruners import PruneInput, Pruner, Selection, get_pruner
 from covervlm.pruners.registry import nested_pruner_names
-from covervlm.server.engines.base import ImageReport, InvalidRequest, Message, PruningPolicy
+from covervlm.server.engines.base import GenerationRequest, ImageReport, InvalidRequest, PruningPolicy
 from covervlm.server.models.base import ImageTokens, Kept
 
 
@@ -28,16 +28,20 @@ def pruner_for(policy: PruningPolicy, params: Mapping[str, float]) -> Pruner:
     return pruner
 
 
-def guiding_text(messages: Sequence[Message], policy: PruningPolicy) -> str:
+def guiding_text(request: GenerationRequest) -> str:
     """The text whose words guide the selection, by the policy's `guide`."""
-    spoken = [message.text for message in messages if message.role == "user"]
-    match policy.guide:
+    spoken = [message.text for message in request.messages if message.role == "user"]
+    if not spoken:
+        return ""
+    match request.pruning.guide:
         case "last_user":
-            return spoken[-1] if spoken else ""
+            return spoken[-1]
         case "first_user":
-            return spoken[0] if spoken else ""
+            return spoken[0]
         case "all_user":
             return "\n".join(spoken)
+        case "agent":
+            return f"{spoken[-1]}\n{request.hint}"
         case "none":
             return ""
 

@@ -197,7 +197,7 @@ class Worker(threading.Thread):
         images = [job.images[key] for key in job.keys]
         text = None
         if images and request.pruning.prunes and job.pruner.uses_text:
-            text = self._adapter.question_embeddings(guiding_text(request.messages, request.pruning))
+            text = self._adapter.question_embeddings(guiding_text(request))
         kept, reports = select(request.pruning, job.pruner, images, text, seed=request.sampling.seed or 0)
         job.seconds["selection"] = time.perf_counter() - started
         prompt = self._adapter.assemble(job.prompt, kept)

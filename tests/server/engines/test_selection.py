@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from covervlm.pruners import get_pruner
-from covervlm.server.engines.base import InvalidRequest, Message, PruningPolicy, TextPart
+from covervlm.server.engines.base import GenerationRequest, InvalidRequest, Message, PruningPolicy, TextPart
 from covervlm.server.engines.selection import budget_of, guiding_text, pruner_for, select
 from covervlm.server.models.base import ImageTokens, Region
 
@@ -89,8 +89,15 @@ def say(role: str, text: str) -> Message:
 
 @pytest.mark.parametrize(
     ("guide", "expected"),
-    [("last_user", "third"), ("first_user", "first"), ("all_user", "first\nthird"), ("none", "")],
+    [
+        ("last_user", "third"),
+        ("first_user", "first"),
+        ("all_user", "first\nthird"),
+        ("agent", "third\nhinted"),
+        ("none", ""),
+    ],
 )
 def test_the_guide_chooses_whose_words_count(guide, expected):
-    chat = [say("system", "be brief"), say("user", "first"), say("assistant", "second"), say("user", "third")]
-    assert guiding_text(chat, PruningPolicy(guide=guide)) == expected
+    chat = (say("system", "be brief"), say("user", "first"), say("assistant", "second"), say("user", "third"))
+    request = GenerationRequest("test", chat, pruning=PruningPolicy(guide=guide), hint="hinted")
+    assert guiding_text(request) == expected

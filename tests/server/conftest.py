@@ -1,6 +1,8 @@
 """The demo model behind the real engine, and requests to send it."""
 
+import base64
 import hashlib
+import io
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 
@@ -47,6 +49,18 @@ def plain():
 
 def image_part(image: Image.Image) -> ImagePart:
     return ImagePart(image, hashlib.sha256(image.tobytes()).hexdigest())
+
+
+@pytest.fixture(scope="session")
+def png_url() -> Callable[[Image.Image], str]:
+    """A picture as the data URL that clients send."""
+
+    def make(image: Image.Image) -> str:
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+    return make
 
 
 @pytest.fixture(scope="session")
