@@ -1,0 +1,47 @@
+"""Draws which vision tokens of an image were kept: their patches at full brightness, the others dimmed."""
+
+import math
+from collections.abc import Collection
+
+from PIL import Image, ImageDraw
+
+DIM = 0.25
+"""Brightness of dropped patches, as a share of their own."""
+OUTLINE = (255, 210, 0)
+SMALLEST_PATCH = 8
+"""Pixels; where patches are smaller, the picture is enlarged along that axis, so that they can be seen."""
+
+
+def draw_overlay(
+    image: Image.Image,
+    grid: tuple[int, int],
+    kept: Collection[int],
+    *,
+    box: tuple[float, float, float, float] | None = None,
+) -> Image.Image:
+    """The RGB image, dark but for the kept patches, which are outlined.
+
+    grid: (rows, columns). kept: places in the grid, in raster order from 0. box: (left, top, right, bottom) of the
+    area that the grid covers, in pixels of the image and perhaps beyond its edges; by default the whole image.
+    Raises ValueError for places outside the grid.
+    """
+    rows, columns = grid
+    if rows < 1 or columns < 1 or any(not 0 <= index < rows * columns for index in kept):
+        raise ValueError(f"a grid of {rows} x {columns} patches does not hold all of the kept ones")
+    left, top, right, bottom = box or (0, 0, image.width, image.height)
+    scale_x = max(1, math.ceil(SMALLEST_PATCH * columns / (right - left)))
+    scale_y = max(1, math.ceil(SMALLEST_PATCH * rows / (bottom - top)))
+    picture = image.resize((image.width * scale_x, image.height * scale_y), Image.Resampling.NEAREST)
+    xs = [round((left + (right - left) * column / columns) * scale_x) for column in range(columns + 1)]
+    ys = [round((top + (bottom - top) * row / rows) * scale_y) for row in range(rows + 1)]
+
+    patches = [(xs[i % columns], ys[i // columns], xs[i % columns + 1] - 1, ys[i // columns + 1] - 1) for i in kept]
+    lit = Image.new("1", picture.size)
+    draw = ImageDraw.Draw(lit)
+    for patch in patches:
+        draw.rectangle(patch, fill=1)
+    overlay = Image.composite(picture, picture.point(lambda value: round(value * DIM)), lit)
+    draw = ImageDraw.Draw(overlay)
+    for patch in patches:
+        draw.rectangle(patch, outline=OUTLINE)
+    return overlay

@@ -1,0 +1,85 @@
+"""Runs the server in the foreground: port, model, banner, and an orderly end."""
+
+import json
+import shlex
+import socket
+
+import uvicorn
+
+from covervlm.server.app import create_app
+from covervlm.server.demo import example_scenes
+from covervlm.server.engines.registry import build_engine
+from covervlm.server.settings import Settings
+
+
+class StartupError(Exception):
+    """The server cannot start; the message is one line."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with a message for people once requests are answered."""
+
+    def __init__(self, config: uvicorn.Config, banner: str) -> None:
+        super().__init__(config)
+        self._banner = banner
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(self._banner, flush=True)
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGINT or SIGTERM. Raises SettingsError or StartupError where that cannot begin."""
+    listener = _bind(settings)
+    engine = build_engine(settings)
+    try:
+        await engine.start()
+    except (OSError, ValueError) as error:
+        raise StartupError(f"cannot load the model {settings.model!r}: {error}") from None
+    app = create_app(settings, engine)
+    config = uvicorn.Config(app, log_level=settings.log_level, timeout_graceful_shutdown=30)
+    await Server(config, banner(settings, _url(listener))).serve([listener])
+
+
+def banner(settings: Settings, url: str) -> str:
+    """What is printed once the server answers: its URL and, for the demo model, a request to paste."""
+    lines = ["", f"covervlm serves {settings.model_name} on {url}"]
+    if settings.model == "demo":
+        lines += ["Ask it about a picture, from another terminal:", "", example_request(settings.model_name, url)]
+    return "\n".join([*lines, ""])
+
+
+def example_request(model: str, url: str) -> str:
+    """A shell command that sends an example scene and its question, pruned to 64 of its 576 vision tokens."""
+    scene = example_scenes()[0]
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,PICTURE"}}
+    body = {
+        "model": model,
+        "temperature": 0,
+        "vision_pruning": {"keep_tokens": 64},
+        "messages": [{"role": "user", "content": [picture, {"type": "text", "text": scene.question}]}],
+    }
+    before, after = json.dumps(body).split("PICTURE")
+    encode = f"base64 < {shlex.quote(str(scene.path))} | tr -d '\\n'"
+    return (
+        f"{{ printf %s {shlex.quote(before)}; {encode}; printf %s {shlex.quote(after)}; }} |\n"
+        f"  curl -s -w '\\n' {url}/v1/chat/completions -H 'Content-Type: application/json' -d @-"
+    )
+
+
+def _bind(settings: Settings) -> socket.socket:
+    """Take the port before the model is loaded: a port in use should be known at once."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        place = f"{settings.host} port {settings.port}"
+        raise StartupError(f"cannot listen on {place}: {error.strerror or error}") from None
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
