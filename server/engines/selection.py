@@ -1,13 +1,14 @@
 """A request's pruning policy applied to its images: budgets to counts, counts to kept positions and a report."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from covervlm.pruners import PruneInput, Pruner, Selection, get_pruner
+from covervlm.pruners import PruneInput, Pruner, get_pruner
 from covervlm.pruners.registry import nested_pruner_names
 from covervlm.server.engines.base import GenerationRequest, ImageReport, InvalidRequest, PruningPolicy
 from covervlm.server.models.base import ImageTokens, Kept
@@ -66,56 +67,67 @@ def budget_of(policy: PruningPolicy, image: int, images: int, total: int) -> int
     return total
 
 
-def select(
-    policy: PruningPolicy, pruner: Pruner, images: Sequence[ImageTokens], text: Tensor | None, seed: int = 0
-) -> tuple[list[Kept], list[ImageReport]]:
-    """Choose the kept positions of every image of one request.
+class Selector:
+    """Applies policies to images, and remembers the selections that no question can change.
 
-    text: (m, d) embeddings of the guiding words, or None. A budget that covers an image leaves it exactly unpruned.
-    An image of several regions spreads its budget evenly over them, at least one token each.
+    Those are of methods that do not read the text, and of requests without guiding words; they live as long as the
+    image's tower outputs do. Used by one thread.
     """
-    budgets = [budget_of(policy, i, len(images), _prunable(image)) for i, image in enumerate(images)]
-    kept, reports = [], []
-    for image, budget in zip(images, budgets, strict=True):
-        started = time.perf_counter()
-        whole = not policy.prunes or (policy.coverage is None and budget >= _prunable(image))
-        if whole:
-            kept.append(Kept(image))
-            report = ImageReport(total=len(image), kept=len(image), method="none", coverage=1.0)
-            positions = torch.arange(len(image))
-        else:
-            selections = _choose(policy, pruner, image, budget, text, seed)
-            positions = torch.cat(
-                [region.positions[s.indices] for region, s in zip(image.regions, selections, strict=True)]
-            )
-            positions = positions.sort().values
-            kept.append(Kept(image, positions))
-            report = ImageReport(
-                total=len(image),
-                kept=len(positions),
-                method=policy.method,
-                coverage=sum(s.coverage for s in selections) / len(selections),
-                milliseconds=(time.perf_counter() - started) * 1e3,
-            )
-        if policy.return_indices:
-            report = replace(report, indices=tuple(positions.tolist()), grid=image.grid)
-        reports.append(report)
-    return kept, reports
 
+    def __init__(self) -> None:
+        self._remembered: WeakKeyDictionary[ImageTokens, dict[Hashable, tuple[Tensor, float]]] = WeakKeyDictionary()
 
-def _prunable(image: ImageTokens) -> int:
-    """Tokens that a budget counts: newline tokens between rows of tiles belong to no region."""
-    return sum(len(region.positions) for region in image.regions)
+    def select(
+        self, policy: PruningPolicy, pruner: Pruner, images: Sequence[ImageTokens], text: Tensor | None, seed: int = 0
+    ) -> tuple[list[Kept], list[ImageReport]]:
+        """Choose the kept positions of every image of one request.
+
+        text: (m, d) embeddings of the guiding words, or None. A budget that covers an image leaves it exactly unpruned.
+        An image of several regions spreads its budget evenly over them, at least one token each.
+        """
+        if not pruner.uses_text or text is None or not len(text):
+            text = None
+        kept, reports = [], []
+        for i, image in enumerate(images):
+            started = time.perf_counter()
+            prunable = sum(len(region.positions) for region in image.regions)
+            budget = budget_of(policy, i, len(images), prunable)
+            if not policy.prunes or (policy.coverage is None and budget >= prunable):
+                kept.append(Kept(image))
+                report = ImageReport(total=len(image), kept=len(image), method="none", coverage=1.0)
+            else:
+                positions, coverage = self._positions(policy, pruner, image, budget, text, seed)
+                kept.append(Kept(image, positions))
+                elapsed = (time.perf_counter() - started) * 1e3
+                report = ImageReport(len(image), len(positions), policy.method, coverage, milliseconds=elapsed)
+            if policy.return_indices:
+                chosen = kept[-1].positions
+                indices = range(len(image)) if chosen is None else chosen.tolist()
+                report = replace(report, indices=tuple(indices), grid=image.grid)
+            reports.append(report)
+        return kept, reports
+
+    def _positions(
+        self, policy: PruningPolicy, pruner: Pruner, image: ImageTokens, budget: int, text: Tensor | None, seed: int
+    ) -> tuple[Tensor, float]:
+        """Kept positions, ascending, and the mean coverage of the image's regions."""
+        if text is not None:
+            return _choose(policy, pruner, image, budget, text, seed)
+        of_image = self._remembered.setdefault(image, {})
+        key = (pruner, budget, policy.coverage, policy.min_tokens, policy.max_tokens, seed)
+        if key not in of_image:
+            of_image[key] = _choose(policy, pruner, image, budget, None, seed)
+        return of_image[key]
 
 
 def _choose(
     policy: PruningPolicy, pruner: Pruner, image: ImageTokens, budget: int, text: Tensor | None, seed: int
-) -> list[Selection]:
+) -> tuple[Tensor, float]:
     inputs = [
         PruneInput(
             tokens=image.tokens[region.positions],
             features=region.features,
-            text=text if pruner.uses_text else None,
+            text=text,
             allowed=region.allowed,
             grid=region.grid,
             cls_attention=region.cls_attention,
@@ -123,9 +135,15 @@ def _choose(
         )
         for region in image.regions
     ]
+
+    def share(count: int) -> int:
+        return max(1, count // len(inputs))
+
     if policy.coverage is None:
-        return pruner.choose(inputs, max(1, budget // len(inputs)))
-    low, high = (
-        None if bound is None else max(1, bound // len(inputs)) for bound in (policy.min_tokens, policy.max_tokens)
-    )
-    return pruner.choose_for_coverage(inputs, policy.coverage, min_tokens=low, max_tokens=high)
+        selections = pruner.choose(inputs, share(budget))
+    else:
+        low, high = (None if bound is None else share(bound) for bound in (policy.min_tokens, policy.max_tokens))
+        selections = pruner.choose_for_coverage(inputs, policy.coverage, min_tokens=low, max_tokens=high)
+    chosen = zip(image.regions, selections, strict=True)
+    positions = torch.cat([region.positions[selection.indices] for region, selection in chosen])
+    return positions.sort().values, sum(selection.coverage for selection in selections) / len(selections)

@@ -22,7 +22,7 @@ from covervlm.server.engines.base import (
 )
 from covervlm.server.engines.feature_cache import FeatureCache
 from covervlm.server.engines.kv_batch import KVBatch
-from covervlm.server.engines.selection import guiding_text, select
+from covervlm.server.engines.selection import Selector, guiding_text
 from covervlm.server.engines.sequence import Answer, Job
 from covervlm.server.models.base import Adapter, AssembledPrompt, ImageTokens
 
@@ -56,6 +56,7 @@ class Worker(threading.Thread):
         self._waiting: deque[Job] = deque()
         self._wake = threading.Condition()
         self._draining = False
+        self._selector = Selector()
         self._answers: list[Answer] = []
         self._batch = KVBatch()
 
@@ -198,7 +199,9 @@ class Worker(threading.Thread):
         text = None
         if images and request.pruning.prunes and job.pruner.uses_text:
             text = self._adapter.question_embeddings(guiding_text(request))
-        kept, reports = select(request.pruning, job.pruner, images, text, seed=request.sampling.seed or 0)
+        kept, reports = self._selector.select(
+            request.pruning, job.pruner, images, text, seed=request.sampling.seed or 0
+        )
         job.seconds["selection"] = time.perf_counter() - started
         prompt = self._adapter.assemble(job.prompt, kept)
         report = PromptReport(

@@ -3,7 +3,7 @@ import torch
 
 from covervlm.pruners import get_pruner
 from covervlm.server.engines.base import GenerationRequest, InvalidRequest, Message, PruningPolicy, TextPart
-from covervlm.server.engines.selection import budget_of, guiding_text, pruner_for, select
+from covervlm.server.engines.selection import Selector, budget_of, guiding_text, pruner_for
 from covervlm.server.models.base import ImageTokens, Region
 
 torch.manual_seed(0)
@@ -18,7 +18,32 @@ def tiled() -> ImageTokens:
 
 
 def run(policy: PruningPolicy, *images: ImageTokens):
-    return select(policy, get_pruner(policy.method), images, text=torch.randn(3, 6))
+    return Selector().select(policy, get_pruner(policy.method), images, text=torch.randn(3, 6))
+
+
+@pytest.mark.parametrize(("method", "runs"), [("vision_coverage", 1), ("random", 1), ("mmtok", 3)])
+def test_a_selection_that_no_question_can_change_is_made_once(method, runs, monkeypatch):
+    pruner = get_pruner(method)
+    made = []
+    choose = type(pruner).choose
+    monkeypatch.setattr(type(pruner), "choose", lambda self, *args: made.append(1) or choose(self, *args))
+    selector, image = Selector(), tiled()
+    for _ in range(3):
+        selector.select(PruningPolicy(method=method, keep_tokens=6), pruner, [image], text=torch.randn(3, 6))
+    assert len(made) == runs
+
+
+def test_remembered_selections_differ_by_budget_and_seed():
+    selector, image, pruner = Selector(), tiled(), get_pruner("random")
+
+    def positions(keep: int, seed: int) -> list[int]:
+        [kept], _ = selector.select(PruningPolicy(method="random", keep_tokens=keep), pruner, [image], None, seed)
+        return kept.positions.tolist()
+
+    assert len(positions(6, 0)) == 6
+    assert len(positions(8, 0)) == 8
+    assert positions(6, 0) != positions(6, 1)
+    assert positions(6, 0) == positions(6, 0)
 
 
 def test_a_budget_is_spread_evenly_over_the_regions_rounding_down():
