@@ -30,7 +30,10 @@ def wheel(tmp_path_factory):
     out = tmp_path_factory.mktemp("wheel")
     sources = out / "sources"
     names = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
     ).stdout.decode()
     for name in filter(None, names.split("\0")):
         source, target = ROOT / name, sources / name
