@@ -48,10 +48,19 @@ class ImagePart:
     digest: str
 
 
+@dataclass(frozen=True, eq=False)
+class VideoPart:
+    """A clip as checked RGB frames of one size, `fps` of them to a second; `digest` covers all frames and fps."""
+
+    frames: tuple[Image, ...]
+    digest: str
+    fps: float = 2.0
+
+
 @dataclass(frozen=True)
 class Message:
     role: Literal["system", "user", "assistant"]
-    content: tuple[TextPart | ImagePart, ...]
+    content: tuple[TextPart | ImagePart | VideoPart, ...]
 
     @property
     def text(self) -> str:
@@ -116,8 +125,9 @@ class GenerationRequest:
     hint: str = ""
 
     @property
-    def images(self) -> tuple[ImagePart, ...]:
-        return tuple(p for message in self.messages for p in message.content if isinstance(p, ImagePart))
+    def images(self) -> tuple[ImagePart | VideoPart, ...]:
+        """Images and videos in reading order; a video counts as one image with one budget."""
+        return tuple(p for message in self.messages for p in message.content if not isinstance(p, TextPart))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from covervlm.server.engines.base import (
     EngineUnavailable,
     GenerationChunk,
     GenerationRequest,
+    ImagePart,
     InvalidRequest,
     PromptReport,
 )
@@ -187,7 +188,11 @@ class TransformersEngine:
             if (image := self._cache.get(key)) is not None:
                 known[key] = image
             else:
-                pixels[key] = adapter.preprocess(part.image)
+                pixels[key] = (
+                    adapter.preprocess(part.image)
+                    if isinstance(part, ImagePart)
+                    else adapter.preprocess_video(part.frames, part.fps)
+                )
         job = Job(request, prompt, pruner, keys, known, pixels, emit, generates)
         job.seconds["preprocess"] = time.perf_counter() - started
         return job

@@ -119,6 +119,13 @@ class Adapter(Protocol):
         """The processor's inputs for one image, on the CPU."""
         ...
 
+    def preprocess_video(self, frames: Sequence[Image], fps: float) -> Mapping[str, Any]:
+        """As `preprocess`, for a clip of frames of one size, `fps` of them to a second: one region per moment.
+
+        Raises InvalidRequest where the architecture reads no videos.
+        """
+        ...
+
     def encode(self, inputs: Sequence[Mapping[str, Any]], *, cls_attention: bool = False) -> list[ImageTokens]:
         """Run tower and projector over a batch of preprocessed images."""
         ...

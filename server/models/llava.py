@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoProcessor, PreTrainedTokenizerBase
 
 from covervlm.pruners.question import visual_words
-from covervlm.server.engines.base import Message
+from covervlm.server.engines.base import InvalidRequest, Message
 from covervlm.server.models.base import AssembledPrompt, ImageTokens, Kept, Prompt, Region
 from covervlm.server.models.language import embed, eos_ids, load_model, splice
 from covervlm.server.models.processor import ChatProcessor
@@ -43,7 +43,7 @@ class LlavaAdapter:
         self.model = model
         self.language_model = model.model.language_model
         self.lm_head = model.lm_head
-        self.chat = ChatProcessor(processor, processor.image_token, config.image_token_id)
+        self.chat = ChatProcessor(processor, {processor.image_token: config.image_token_id})
         self.context_length: int = config.text_config.max_position_embeddings
         self.eos_ids = eos_ids(model)
         self.embeddings = model.get_input_embeddings()
@@ -74,6 +74,9 @@ class LlavaAdapter:
             allowed[padding_patches(*image.size, vision.image_size, vision.patch_size)] = False
             inputs["allowed"] = allowed
         return inputs
+
+    def preprocess_video(self, frames: Sequence[Image], fps: float) -> Mapping[str, Any]:
+        raise InvalidRequest("This model reads images, not videos; send frames as separate images.", param="messages")
 
     @torch.inference_mode()
     def encode(self, inputs: Sequence[Mapping[str, Any]], *, cls_attention: bool = False) -> list[ImageTokens]:

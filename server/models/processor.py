@@ -2,24 +2,24 @@
 
 import copy
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedTokenizerBase
 
-from covervlm.server.engines.base import ImagePart, InvalidRequest, Message
+from covervlm.server.engines.base import ImagePart, InvalidRequest, Message, TextPart
 from covervlm.server.models.base import Prompt
 
 
 class ChatProcessor:
     """A checkpoint's processor, safe to call from several threads: processors and tokenizers keep mutable state."""
 
-    def __init__(self, processor: ProcessorMixin, image_token: str, image_token_id: int) -> None:
+    def __init__(self, processor: Any, placeholders: Mapping[str, int]) -> None:
+        """placeholders: the tokens that stand for an image or a video in the prompt's text, with their ids."""
         self._prototype = processor
         self._copies = threading.local()
         self._copying = threading.Lock()
-        self.image_token = image_token
-        self.image_token_id = image_token_id
+        self.placeholders = dict(placeholders)
         self.joins_words = _joins_words(self.tokenizer)
 
     @property
@@ -39,22 +39,23 @@ class ChatProcessor:
         return self.processor.image_processor
 
     def tokenize(self, messages: Sequence[Message]) -> Prompt:
-        """Apply the chat template; the prompt holds one placeholder id per image.
+        """Apply the chat template; the prompt holds one placeholder id per image or video.
 
         Raises InvalidRequest where text holds the placeholder itself, or the template refuses the messages.
         """
         for message in messages:
-            if self.image_token in message.text:
-                raise InvalidRequest(
-                    f"The text contains {self.image_token!r}, which stands for an image in this model's prompt. "
-                    "Send images as image_url parts and leave the placeholder out of the text.",
-                    param="messages",
-                )
+            for placeholder in self.placeholders:
+                if placeholder in message.text:
+                    raise InvalidRequest(
+                        f"The text contains {placeholder!r}, which stands for an image or video in this model's "
+                        "prompt. Send images as image_url parts and leave the placeholder out of the text.",
+                        param="messages",
+                    )
         text = self._render(messages)
         tokenizer = self.tokenizer
         starts_itself = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
         ids = tokenizer(text, add_special_tokens=not starts_itself).input_ids
-        slots = tuple(i for i, token in enumerate(ids) if token == self.image_token_id)
+        slots = tuple(i for i, token in enumerate(ids) if token in self.placeholders.values())
         return Prompt(ids=tuple(ids), image_slots=slots)
 
     def word_ids(self, words: Sequence[str]) -> list[int]:
@@ -75,7 +76,9 @@ class ChatProcessor:
             {
                 "role": message.role,
                 "content": [
-                    {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part.text}
+                    {"type": "text", "text": part.text}
+                    if isinstance(part, TextPart)
+                    else {"type": "image" if isinstance(part, ImagePart) else "video"}
                     for part in message.content
                 ],
             }
