@@ -1,0 +1,166 @@
+"""The dual encoder against transformers' own forward pass, on the demo CLIP and on a tiny SigLIP."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import normalize
+from transformers import AutoModelForImageTextToText, AutoTokenizer, CLIPModel, SiglipConfig, SiglipModel
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from covervlm.server import demo
+from covervlm.server.clip.encoder import ClipEncoder, TextTooLong
+from covervlm.server.clip.templates import ENSEMBLE
+
+CLIP = str(demo.clip_path())
+
+
+def pictures(n: int) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (60 + 10 * i, 90, 3), dtype=np.uint8)) for i in range(n)]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> ClipEncoder:
+    return ClipEncoder(CLIP)
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory) -> str:
+    """A SigLIP checkpoint of random weights; its tokenizer is the demo CLIP's."""
+    path = tmp_path_factory.mktemp("siglip")
+    tokenizer = AutoTokenizer.from_pretrained(CLIP)
+    text = dict(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2)
+    vision = dict(image_size=28, patch_size=14, hidden_size=16, intermediate_size=32, num_hidden_layers=2)
+    config = SiglipConfig(
+        text_config=text | dict(num_attention_heads=2, max_position_embeddings=16),
+        vision_config=vision | dict(num_attention_heads=2),
+    )
+    torch.manual_seed(0)
+    SiglipModel(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    SiglipImageProcessorPil(size={"height": 28, "width": 28}).save_pretrained(path)
+    return str(path)
+
+
+def test_embeddings_are_those_of_transformers(encoder):
+    model = CLIPModel.from_pretrained(CLIP, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(CLIP)
+    texts = ["a red star", "a photo of a big blue circle"]
+    pixels = [encoder.preprocess(image) for image in pictures(3)]
+    with torch.no_grad():
+        inputs = tokenizer(texts, padding=True, return_tensors="pt")
+        text = normalize(model.get_text_features(**inputs).pooler_output, dim=1)
+        image = normalize(model.get_image_features(pixel_values=torch.stack(pixels)).pooler_output, dim=1)
+    ours, counts = encoder.embed_texts(texts)
+    torch.testing.assert_close(ours, text, atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoder.embed_pixels(pixels), image, atol=1e-5, rtol=0)
+    assert counts == [len(tokenizer(t).input_ids) for t in texts]
+    assert encoder.temperature == pytest.approx(1 / float(model.logit_scale.detach().exp()))
+
+
+def test_a_batch_changes_no_embedding(encoder):
+    pixels = [encoder.preprocess(image) for image in pictures(3)]
+    torch.testing.assert_close(
+        encoder.embed_pixels(pixels), torch.cat([encoder.embed_pixels([p]) for p in pixels]), atol=1e-5, rtol=0
+    )
+    texts = ["a star", "a photo of a very large yellow ring"]
+    torch.testing.assert_close(
+        encoder.embed_texts(texts)[0], torch.cat([encoder.embed_texts([t])[0] for t in texts]), atol=1e-5, rtol=0
+    )
+
+
+def test_class_proxies_are_normalised_means_over_the_templates(encoder):
+    names = ["star", "ring", "cross"]
+    proxies = encoder.class_proxies(names, batch_size=5)
+    for column, name in zip(proxies.T, names, strict=True):
+        mean = torch.stack([encoder.embed_texts([t.replace("{}", name)])[0][0] for t in ENSEMBLE]).mean(0)
+        torch.testing.assert_close(column, mean / mean.norm(), atol=1e-5, rtol=0)
+
+
+def test_siglip_is_padded_as_it_was_trained(siglip):
+    encoder = ClipEncoder(siglip)
+    model, tokenizer = SiglipModel.from_pretrained(siglip).eval(), AutoTokenizer.from_pretrained(siglip)
+    inputs = tokenizer(["a red star"], padding="max_length", max_length=16, return_tensors="pt")
+    with torch.no_grad():
+        names = [n for n in ("input_ids", "attention_mask") if n in inputs]
+        reference = model.get_text_features(**{n: inputs[n] for n in names}).pooler_output
+    torch.testing.assert_close(encoder.embed_texts(["a red star"])[0], normalize(reference, dim=1), atol=1e-5, rtol=0)
+    assert encoder.embed_pixels([encoder.preprocess(pictures(1)[0])]).shape == (1, encoder.dimensions)
+    assert torch.equal(encoder.visual_projection(), torch.eye(encoder.dimensions))
+
+
+@pytest.mark.parametrize("prompt", ["a photo of a *", "fruit with a color of *"])
+def test_a_prompt_with_a_learnable_word_reads_as_the_text_with_that_word(encoder, prompt):
+    tower = encoder.prompt_tower(prompt)
+    words = ["star", "ring", "red"]
+    with torch.no_grad():
+        ours = tower.encode(tower.words(words))
+    reference, _ = encoder.embed_texts([prompt.replace("*", word) for word in words])
+    torch.testing.assert_close(ours, reference, atol=1e-5, rtol=0)
+
+
+def test_a_siglip_prompt_reads_as_the_text_with_that_word(siglip):
+    encoder = ClipEncoder(siglip)
+    tower = encoder.prompt_tower("a photo of a *")
+    inputs = encoder.tokenizer(["a photo of a star"], padding="max_length", max_length=16, return_tensors="pt")
+    with torch.no_grad():
+        # The tower has no attention mask: SigLIP was trained to read its padding.
+        reference = encoder.model.get_text_features(input_ids=inputs.input_ids).pooler_output
+        torch.testing.assert_close(tower.encode(tower.words(["star"])), normalize(reference, dim=1), atol=1e-5, rtol=0)
+
+
+def test_gradients_reach_the_word_and_nothing_of_the_model(encoder):
+    tower = encoder.prompt_tower("a photo of a *")
+    word = tower.words(["star", "ring"]).requires_grad_(True)
+    tower.encode(word).sum().backward()
+    assert word.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in encoder.model.parameters())
+    before, _ = encoder.embed_texts(["a photo of a star"])
+    tower.encode(torch.zeros(1, tower.word_dimensions))
+    assert torch.equal(encoder.embed_texts(["a photo of a star"])[0], before)
+
+
+def test_a_prompt_without_a_place_for_the_word_is_refused(encoder):
+    for prompt in ("a photo", "a * photo", "* *"):
+        with pytest.raises(ValueError, match="must end"):
+            encoder.prompt_tower(prompt)
+
+
+def test_the_tower_of_a_loaded_llava_is_not_kept_twice():
+    encoder = ClipEncoder(CLIP)
+    llava = AutoModelForImageTextToText.from_pretrained(str(demo.model_path()), dtype=torch.float32)
+    pixels = [encoder.preprocess(image) for image in pictures(2)]
+    before = encoder.embed_pixels(pixels)
+    freed = encoder.share_weights(llava.model.vision_tower)
+    tower = dict(llava.model.vision_tower.named_parameters())
+    assert freed >= sum(p.numel() * 4 for n, p in tower.items() if "post_layernorm" not in n)
+    mine = {p.data_ptr() for p in encoder.model.vision_model.parameters()}
+    assert len(mine & {p.data_ptr() for p in tower.values()}) >= len(mine) - 2
+    torch.testing.assert_close(encoder.embed_pixels(pixels), before)
+    with torch.no_grad():
+        next(llava.model.vision_tower.parameters()).add_(1)
+    assert ClipEncoder(CLIP).share_weights(llava.model.vision_tower) == 0
+
+
+def test_texts_that_do_not_fit_and_models_that_are_no_clip_are_refused(encoder):
+    with pytest.raises(TextTooLong, match="24 at most") as caught:
+        encoder.embed_texts(["fine", "star " * 40])
+    assert caught.value.index == 1
+    with pytest.raises(ValueError, match="no CLIP or SigLIP"):
+        ClipEncoder(str(demo.model_path()))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [([], "at least two"), (["star"], "at least two"), (["star", " Star "], "given twice"), (["star", "  "], "empty")],
+)
+def test_class_names_that_make_no_classifier_are_refused(encoder, names, message):
+    with pytest.raises(ValueError, match=message):
+        encoder.class_proxies(names)
+
+
+@pytest.mark.parametrize("templates", [[], ["a photo"], ["{} and {}"], ["{0} {}"]])
+def test_templates_without_one_place_for_the_name_are_refused(encoder, templates):
+    with pytest.raises(ValueError, match="template"):
+        encoder.class_proxies(["star", "ring"], templates)
