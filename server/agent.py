@@ -21,8 +21,10 @@ from covervlm.server.engines.base import (
     EngineError,
     GenerationChunk,
     GenerationRequest,
+    ImagePart,
     SamplingParams,
     TextPart,
+    VideoPart,
 )
 from covervlm.server.settings import Settings
 
@@ -123,17 +125,17 @@ async def consult(agent: Agent, request: GenerationRequest, timeout: float) -> A
 
 def _wire_messages(request: GenerationRequest) -> list[dict[str, Any]]:
     return [
-        {
-            "role": message.role,
-            "content": [
-                {"type": "text", "text": part.text}
-                if isinstance(part, TextPart)
-                else {"type": "image_url", "image_url": {"url": _data_url(part.image)}}
-                for part in message.content
-            ],
-        }
+        {"role": message.role, "content": [wire for part in message.content for wire in _wire_parts(part)]}
         for message in request.messages
     ]
+
+
+def _wire_parts(part: TextPart | ImagePart | VideoPart) -> list[dict[str, Any]]:
+    """A part in OpenAI's terms, which know no videos: a clip goes as its frames."""
+    if isinstance(part, TextPart):
+        return [{"type": "text", "text": part.text}]
+    images = part.frames if isinstance(part, VideoPart) else (part.image,)
+    return [{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in images]
 
 
 def _data_url(image: Any) -> str:
