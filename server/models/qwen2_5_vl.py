@@ -85,7 +85,10 @@ class Qwen2_5_VLAdapter:
             raise InvalidRequest("A video needs at least one frame, and all of its frames must have the same size.")
         processor = self.chat.image_processor
         together = processor.temporal_patch_size
-        size = {**processor.size, "longest_edge": min(processor.size["longest_edge"], _FRAME_PIXELS)}
+        size = {
+            "shortest_edge": processor.size["shortest_edge"],
+            "longest_edge": min(processor.size["longest_edge"], _FRAME_PIXELS),
+        }
         inputs = self._patches([*frames, *[frames[-1]] * (-len(frames) % together)], size=size)
         _, rows, columns = inputs.image_grid_thw[0].tolist()
         groups = len(inputs.image_grid_thw) // together
