@@ -1,0 +1,143 @@
+"""An engine that yields, raises and waits for what the test says, and bodies to send to the application over it."""
+
+import asyncio
+import base64
+import io
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from covervlm.server.engines.base import (
+    EngineInfo,
+    EngineStats,
+    GenerationChunk,
+    GenerationRequest,
+    ImageReport,
+    PromptReport,
+    TokenLogprob,
+)
+
+IMAGE_TOKENS = 576
+
+
+@dataclass
+class Gate:
+    """A place in a script where the engine waits until the test opens it."""
+
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    opened: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+Step = GenerationChunk | Exception | Gate
+Script = Callable[[GenerationRequest], Sequence[Step]]
+
+
+def prompt_report(request: GenerationRequest) -> PromptReport:
+    """Ten text tokens, 576 vision tokens per image unpruned, and a budget kept to the letter."""
+    policy = request.pruning
+    images = []
+    for number, _ in enumerate(request.images):
+        kept = IMAGE_TOKENS
+        if policy.prunes and policy.keep_ratio is not None:
+            kept = int(IMAGE_TOKENS * policy.keep_ratio)
+        elif policy.prunes and policy.keep_tokens is not None:
+            counts = policy.keep_tokens
+            kept = min(IMAGE_TOKENS, counts[number] if isinstance(counts, tuple) else counts)
+        indices = tuple(range(kept)) if policy.return_indices else None
+        grid = (24, 24) if policy.return_indices else None
+        images.append(ImageReport(IMAGE_TOKENS, kept, policy.method, 0.5, 1.25, indices, grid))
+    seconds = {"queue": 0.001, "preprocess": 0.002, "tower": 0.003, "selection": 0.004, "prefill": 0.005}
+    return PromptReport(10 + sum(image.kept for image in images), tuple(images), seconds)
+
+
+def logprob(token: str, value: float, *top: TokenLogprob) -> TokenLogprob:
+    return TokenLogprob(token, tuple(token.encode()), value, top)
+
+
+def red_circle(request: GenerationRequest) -> list[Step]:
+    """ "a red circle" in three tokens, for every choice, with log probabilities where they are asked for."""
+    words = ["a", " red", " circle"]
+    steps: list[Step] = []
+    for position, word in enumerate(words):
+        for index in range(request.sampling.n):
+            logprobs = ()
+            if request.sampling.logprobs:
+                top = (logprob(word, -0.25), logprob("x", float("-inf")))
+                logprobs = (logprob(word, -0.25, *top[: request.sampling.top_logprobs]),)
+            prompt = prompt_report(request) if not steps else None
+            last = position == len(words) - 1
+            steps.append(GenerationChunk(index, word, 1, logprobs, "stop" if last else None, prompt))
+    return steps
+
+
+class ScriptedEngine:
+    """An Engine that follows `script`, and remembers what it was asked and which requests it let go of."""
+
+    def __init__(self, script: Script = red_circle) -> None:
+        self.script = script
+        self.requests: list[GenerationRequest] = []
+        self.released: list[str] = []
+        self.let_go = asyncio.Event()
+        self.started = False
+
+    async def start(self) -> None:
+        self.started = True
+
+    async def stop(self) -> None:
+        self.started = False
+
+    @property
+    def info(self) -> EngineInfo:
+        methods = ("mmtok", "vision_coverage", "text_coverage", "random", "uniform", "none")
+        return EngineInfo("scripted", "Scripted", 4096, IMAGE_TOKENS, "float32", "cpu", methods)
+
+    @property
+    def ready(self) -> bool:
+        return self.started
+
+    def stats(self) -> EngineStats:
+        return EngineStats(running=3, waiting=2, cache_bytes=1000, cache_hits=7, cache_misses=5)
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
+        self.requests.append(request)
+        try:
+            for step in self.script(request):
+                if isinstance(step, Exception):
+                    raise step
+                if isinstance(step, Gate):
+                    step.reached.set()
+                    await step.opened.wait()
+                else:
+                    yield step
+        finally:
+            self.released.append(request.request_id)
+            self.let_go.set()
+
+    async def prune(self, request: GenerationRequest) -> PromptReport:
+        self.requests.append(request)
+        try:
+            for step in self.script(request):
+                if isinstance(step, Exception):
+                    raise step
+                if isinstance(step, Gate):
+                    step.reached.set()
+                    await step.opened.wait()
+        finally:
+            self.released.append(request.request_id)
+            self.let_go.set()
+        return prompt_report(request)
+
+
+def data_url(image: Image.Image, kind: str = "PNG", **options: object) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def chat_body(text: str | None = "What color is it?", *urls: str, **fields: object) -> dict[str, object]:
+    """A chat completion with the images first and the question last."""
+    content: list[dict[str, object]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    if text is not None:
+        content.append({"type": "text", "text": text})
+    return {"model": "demo", "messages": [{"role": "user", "content": content}], **fields}
