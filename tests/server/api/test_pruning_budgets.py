@@ -1,0 +1,79 @@
+"""Whose budget wins: the request's, the one in the model's name, or the server's default."""
+
+import pytest
+from starlette.testclient import TestClient
+
+from covervlm.server import create_app
+from covervlm.server.engines.base import PruningPolicy
+from covervlm.server.settings import Settings
+from tests.server.api.scripted import ScriptedEngine, chat_body
+
+
+def policy(fields, **settings):
+    """What the engine is asked to keep."""
+    engine = ScriptedEngine()
+    client = TestClient(create_app(Settings(**settings), engine))
+    response = client.post("/v1/chat/completions", json={**chat_body("Hello"), **fields})
+    assert response.status_code == 200, response.text
+    return engine.requests[0].pruning
+
+
+@pytest.mark.parametrize(
+    ("fields", "settings", "expected"),
+    [
+        ({}, {}, PruningPolicy()),
+        ({}, {"keep_tokens": 192}, PruningPolicy(keep_tokens=192)),
+        ({}, {"keep_ratio": 0.2, "method": "uniform"}, PruningPolicy("uniform", keep_ratio=0.2)),
+        ({"model": "demo:64"}, {}, PruningPolicy(keep_tokens=64)),
+        ({"model": "demo:7"}, {"keep_ratio": 0.2}, PruningPolicy(keep_tokens=7)),
+        ({"model": "demo:64", "vision_pruning": {"keep_ratio": 0.5}}, {}, PruningPolicy(keep_ratio=0.5)),
+        ({"model": "demo:64", "vision_pruning": {"method": "random"}}, {}, PruningPolicy("random", keep_tokens=64)),
+        ({"vision_pruning": {"method": "random"}}, {"keep_tokens": 192}, PruningPolicy("random", keep_tokens=192)),
+        ({"vision_pruning": {"keep_tokens": 16}}, {"keep_ratio": 0.2}, PruningPolicy(keep_tokens=16)),
+        ({"vision_pruning": {"coverage": 0.9}}, {"keep_tokens": 192}, PruningPolicy(coverage=0.9)),
+        (
+            {"vision_pruning": {"coverage": 0.9, "min_tokens": 8, "max_tokens": 64, "guide": "all_user"}},
+            {},
+            PruningPolicy(coverage=0.9, min_tokens=8, max_tokens=64, guide="all_user"),
+        ),
+        ({"vision_pruning": {"return_indices": True}}, {}, PruningPolicy(return_indices=True)),
+        ({"vision_pruning": None}, {"keep_tokens": 192}, PruningPolicy(keep_tokens=192)),
+    ],
+)
+def test_the_nearest_budget_wins(fields, settings, expected):
+    assert policy(fields, **settings) == expected
+
+
+def test_method_none_asks_for_the_unpruned_model_whatever_the_default():
+    assert not policy({"vision_pruning": {"method": "none"}}, keep_tokens=192).prunes
+
+
+def test_an_alias_follows_the_served_name():
+    assert policy({"model": "shapes:9"}, served_model_name="shapes").keep_tokens == 9
+
+
+def test_prune_answers_with_indices_and_generates_nothing(client, engine, red_png):
+    response = client.post("/v1/prune", json=chat_body("What?", red_png, vision_pruning={"keep_tokens": 3}))
+    answer = response.json()
+    assert answer["object"] == "vision_pruning"
+    assert answer["model"] == "demo"
+    assert answer["prompt_tokens"] == 13
+    assert answer["images"] == [
+        {
+            "total": 576,
+            "kept": 3,
+            "method": "mmtok",
+            "coverage": 0.5,
+            "milliseconds": 1.25,
+            "indices": [0, 1, 2],
+            "grid": [24, 24],
+        }
+    ]
+    assert answer["seconds"]["selection"] == 0.004
+    assert engine.requests[0].pruning.keep_tokens == 3
+
+
+def test_prune_leaves_indices_out_where_they_are_not_wanted(client, red_png):
+    wish = {"keep_tokens": 3, "return_indices": False}
+    answer = client.post("/v1/prune", json=chat_body("What?", red_png, vision_pruning=wish)).json()
+    assert "indices" not in answer["images"][0]
