@@ -98,6 +98,21 @@ def tokenizer(checkpoint):
     return AutoTokenizer.from_pretrained(checkpoint)
 
 
+def test_a_checkpoint_saved_by_transformers_5_loads_the_same(checkpoint, adapter, noise, tmp_path):
+    """One processor_config.json for all processors and the template in its own file."""
+    for file in checkpoint.iterdir():
+        if file.name not in ("preprocessor_config.json", "chat_template.json"):
+            (tmp_path / file.name).symlink_to(file)
+    saved = json.loads((checkpoint / "preprocessor_config.json").read_text())
+    (tmp_path / "processor_config.json").write_text(
+        json.dumps({"image_processor": saved, "processor_class": "Qwen2_5_VLProcessor"})
+    )
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+    other, image = load_adapter(Checkpoint(tmp_path)), noise(400, 300)
+    assert other.tokenize(chat(image, QUESTION)) == adapter.tokenize(chat(image, QUESTION))
+    assert torch.equal(other.preprocess(image)["pixel_values"], adapter.preprocess(image)["pixel_values"])
+
+
 def chat(*parts) -> tuple[Message, ...]:
     def wrap(part):
         if isinstance(part, str):
