@@ -1,8 +1,10 @@
 """A CLIP or SigLIP dual encoder from a transformers checkpoint: images and texts to unit vectors in one space."""
 
 import copy
+import hashlib
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -23,8 +25,9 @@ class TextTooLong(ValueError):
 
 
 class ClipEncoder:
-    """All methods but `preprocess` and `prompt_tower` belong to one thread; those two may be called from any.
+    """`preprocess`, `tokenize` and `prompt_tower` may be called from any thread; the rest belongs to one thread.
 
+    `temperature` is the model's own, by which cosines become probabilities. `fingerprint` tells checkpoints apart.
     Computes in float32. Results are on the CPU, whatever the device.
     """
 
@@ -33,6 +36,8 @@ class ClipEncoder:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         if not hasattr(config, "text_config") or not hasattr(config, "vision_config"):
             raise ValueError(f"{path} is no CLIP or SigLIP checkpoint: it is a {config.model_type!r} model")
+        if config.model_type == "siglip2":
+            raise ValueError(f"{path} takes images of any shape (SigLIP 2 NaFlex), which is not supported")
         model = AutoModel.from_pretrained(
             path, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
         )
@@ -40,24 +45,33 @@ class ClipEncoder:
             raise ValueError(f"{path} is no CLIP or SigLIP checkpoint: it does not embed images and texts alike")
         self.device = torch.device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
-        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         # PIL rather than torchvision: the same pixels as training on every machine, and no further dependency.
-        self._image_processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+        self._prototypes = {
+            "tokenizer": AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code),
+            "image_processor": AutoImageProcessor.from_pretrained(path, backend="pil"),
+        }
         self._copies = threading.local()
         self._copying = threading.Lock()
         self.text_limit = int(config.text_config.max_position_embeddings)
-        # SigLIP reads its answer at the last position and was trained with every text padded to the full length.
-        self._padding = "max_length" if config.model_type.startswith("siglip") else True
+        # SigLIP was trained with every text padded to the full length, and reads the padding too.
+        siglip = config.model_type.startswith("siglip")
+        self._padding: str | bool = "max_length" if siglip else True
+        self._text_inputs = ("input_ids",) if siglip else ("input_ids", "attention_mask")
         scale = getattr(model, "logit_scale", None)
         self.temperature = 0.01 if scale is None else 1 / float(scale.detach().exp())
-        self.dimensions = self.embed_texts(["a"])[0].shape[1]
+        self.dimensions = self.embed_texts(["a"]).shape[1]
+        self.fingerprint = _fingerprint(self.model)
 
     def preprocess(self, image: Image) -> Tensor:
         """pixel_values (3, H, W) float32 of one RGB image."""
-        if not hasattr(self._copies, "image_processor"):
+        return self._own("image_processor")(image, return_tensors="pt").pixel_values[0]
+
+    def _own(self, name: str) -> Any:
+        """This thread's copy of the tokenizer or the image processor: both keep mutable state."""
+        if not hasattr(self._copies, name):
             with self._copying:
-                self._copies.image_processor = copy.deepcopy(self._image_processor)
-        return self._copies.image_processor(image, return_tensors="pt").pixel_values[0]
+                setattr(self._copies, name, copy.deepcopy(self._prototypes[name]))
+        return getattr(self._copies, name)
 
     @torch.inference_mode()
     def embed_pixels(self, pixels: Sequence[Tensor]) -> Tensor:
@@ -65,19 +79,27 @@ class ClipEncoder:
         batch = torch.stack(list(pixels)).to(self.device)
         return normalize(_pooled(self.model.get_image_features(pixel_values=batch)), dim=1).cpu()
 
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, special tokens included. Raises TextTooLong."""
+        ids: list[list[int]] = self._own("tokenizer")(list(texts)).input_ids
+        for index, tokens in enumerate(ids):
+            if len(tokens) > self.text_limit:
+                raise TextTooLong(index, len(tokens), self.text_limit)
+        return ids
+
     @torch.inference_mode()
-    def embed_texts(self, texts: Sequence[str]) -> tuple[Tensor, list[int]]:
-        """(n, d) float32, L2-normalised, and the number of tokens of each text. Raises TextTooLong."""
-        counts = [len(ids) for ids in self.tokenizer(list(texts)).input_ids]
-        for index, count in enumerate(counts):
-            if count > self.text_limit:
-                raise TextTooLong(index, count, self.text_limit)
-        inputs = self.tokenizer(
-            list(texts), padding=self._padding, max_length=self.text_limit, truncation=True, return_tensors="pt"
+    def embed_ids(self, ids: Sequence[list[int]]) -> Tensor:
+        """Tokenized texts to (n, d) float32, L2-normalised."""
+        inputs = self._own("tokenizer").pad(
+            {"input_ids": list(ids)}, padding=self._padding, max_length=self._padding_length, return_tensors="pt"
         )
-        names = [name for name in ("input_ids", "attention_mask") if name in inputs]
+        names = [name for name in self._text_inputs if name in inputs]
         features = _pooled(self.model.get_text_features(**{name: inputs[name].to(self.device) for name in names}))
-        return normalize(features, dim=1).cpu(), counts
+        return normalize(features, dim=1).cpu()
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """(n, d) float32, L2-normalised. Raises TextTooLong."""
+        return self.embed_ids(self.tokenize(texts))
 
     def class_proxies(self, names: Sequence[str], templates: Sequence[str] = ENSEMBLE, batch_size: int = 256) -> Tensor:
         """(d, K) float32 with normalised columns: the mean embedding of each name over the templates.
@@ -87,7 +109,7 @@ class ClipEncoder:
         check_class_names(names)
         check_templates(templates)
         texts = prompts(names, templates)
-        parts = [self.embed_texts(texts[i : i + batch_size])[0] for i in range(0, len(texts), batch_size)]
+        parts = [self.embed_texts(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)]
         means = torch.cat(parts).unflatten(0, (len(names), len(templates))).mean(dim=1)
         return normalize(means, dim=1).T.contiguous()
 
@@ -103,7 +125,7 @@ class ClipEncoder:
 
     def prompt_tower(self, prompt: str) -> PromptTower:
         """The text tower for `prompt`, whose last word, `*`, is a free embedding; it shares the weights."""
-        return PromptTower(self.model, self.tokenizer, prompt, padding_length=self._padding_length)
+        return PromptTower(self.model, self._own("tokenizer"), prompt, padding_length=self._padding_length)
 
     @property
     def _padding_length(self) -> int | None:
@@ -140,3 +162,12 @@ def _same(mine: Tensor, other: Tensor) -> bool:
 def _pooled(output: object) -> Tensor:
     """The embedding inside what a tower returns; remote code may return the bare tensor."""
     return output if isinstance(output, Tensor) else output.pooler_output  # type: ignore[attr-defined]
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """16 hex digits over a slice of every weight: embeddings of different checkpoints must not be mixed."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode())
+        digest.update(parameter.detach().flatten()[:64].cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
