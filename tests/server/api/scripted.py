@@ -78,7 +78,7 @@ class ScriptedEngine:
         self.script = script
         self.requests: list[GenerationRequest] = []
         self.released: list[str] = []
-        self.let_go = asyncio.Event()
+        self.on_release: Callable[[str], None] = lambda request_id: None
         self.started = False
 
     async def start(self) -> None:
@@ -112,7 +112,7 @@ class ScriptedEngine:
                     yield step
         finally:
             self.released.append(request.request_id)
-            self.let_go.set()
+            self.on_release(request.request_id)
 
     async def prune(self, request: GenerationRequest) -> PromptReport:
         self.requests.append(request)
@@ -125,7 +125,7 @@ class ScriptedEngine:
                     await step.opened.wait()
         finally:
             self.released.append(request.request_id)
-            self.let_go.set()
+            self.on_release(request.request_id)
         return prompt_report(request)
 
 
