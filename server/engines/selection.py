@@ -8,18 +8,29 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from covervlm.pruners import PruneInput, Pruner, get_pruner
+from covervlm.pruners import PruneInput, Pruner, get_pruner, pruner_names
 from covervlm.pruners.registry import nested_pruner_names
 from covervlm.server.engines.base import GenerationRequest, ImageReport, InvalidRequest, PruningPolicy
 from covervlm.server.models.base import ImageTokens, Kept
 
 
-def pruner_for(policy: PruningPolicy, params: Mapping[str, float]) -> Pruner:
+def methods_for(has_cls_token: bool) -> tuple[str, ...]:
+    """Names of the methods that work on a vision tower with or without a CLS token."""
+    return tuple(name for name in pruner_names() if has_cls_token or not get_pruner(name).uses_cls_attention)
+
+
+def pruner_for(policy: PruningPolicy, params: Mapping[str, float], *, has_cls_token: bool = True) -> Pruner:
     """The policy's method with the architecture's parameters; InvalidRequest where it cannot do what is asked."""
     try:
         pruner = get_pruner(policy.method, **params)
     except ValueError as error:
         raise InvalidRequest(str(error), param="vision_pruning.method") from None
+    if pruner.uses_cls_attention and not has_cls_token:
+        raise InvalidRequest(
+            f"{policy.method} needs a vision tower with a CLS token, which this model lacks; "
+            f"choose one of {', '.join(methods_for(has_cls_token))}.",
+            param="vision_pruning.method",
+        )
     if policy.coverage is not None and not pruner.nested:
         raise InvalidRequest(
             f"{policy.method} picks tokens in no order, so it has no smallest set that reaches a coverage; "

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 
 from covervlm.kernels import warm_up
-from covervlm.pruners import pruner_names
 from covervlm.server.engines.base import (
     EngineInfo,
     EngineOverloaded,
@@ -24,7 +23,7 @@ from covervlm.server.engines.base import (
     PromptReport,
 )
 from covervlm.server.engines.feature_cache import FeatureCache
-from covervlm.server.engines.selection import pruner_for
+from covervlm.server.engines.selection import methods_for, pruner_for
 from covervlm.server.engines.sequence import Emit, Event, Job
 from covervlm.server.engines.worker import Worker
 from covervlm.server.models.base import Adapter
@@ -100,7 +99,7 @@ class TransformersEngine:
             vision_tokens=adapter.vision_tokens,
             dtype=str(weight.dtype).removeprefix("torch."),
             device=str(weight.device),
-            methods=tuple(pruner_names()),
+            methods=methods_for(adapter.has_cls_token),
         )
 
     @property
@@ -177,7 +176,7 @@ class TransformersEngine:
         """Tokenise, look the images up, and preprocess those that no cache holds; runs in the pool."""
         adapter = self._loaded()
         started = time.perf_counter()
-        pruner = pruner_for(request.pruning, adapter.pruner_params)
+        pruner = pruner_for(request.pruning, adapter.pruner_params, has_cls_token=adapter.has_cls_token)
         prompt = adapter.tokenize(request.messages)
         variant = "+cls" if pruner.uses_cls_attention else ""
         keys = tuple(part.digest + variant for part in request.images)

@@ -104,6 +104,7 @@ class Adapter(Protocol):
     vision_tokens: int | None
     eos_ids: frozenset[int]
     position_axes: int
+    has_cls_token: bool
     pruner_params: Mapping[str, float]
 
     @property

@@ -48,7 +48,7 @@ class LlavaAdapter:
         self.eos_ids = eos_ids(model)
         self.embeddings = model.get_input_embeddings()
         self._side = config.vision_config.image_size // config.vision_config.patch_size
-        self._has_cls = config.vision_feature_select_strategy == "default"
+        self.has_cls_token = config.vision_feature_select_strategy == "default"
         self.vision_tokens: int | None = self._side**2
 
     @classmethod
@@ -109,7 +109,7 @@ class LlavaAdapter:
         pixels = pixels.to(self.embeddings.weight.device, self.embeddings.weight.dtype)
         hidden = core.vision_tower(pixels, output_hidden_states=True, return_dict=True).hidden_states
         layer = config.vision_feature_layer
-        first = 1 if self._has_cls else 0
+        first = 1 if self.has_cls_token else 0
         if isinstance(layer, int):
             features = hidden[layer][:, first:]
         else:

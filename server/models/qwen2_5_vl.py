@@ -10,7 +10,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLProce
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.vision_utils import get_vision_window_index
 
-from covervlm.pruners import pruner_names
 from covervlm.pruners.question import all_words
 from covervlm.server.engines.base import InvalidRequest, Message
 from covervlm.server.models.base import AssembledPrompt, ImageTokens, Kept, Prompt, Region
@@ -37,8 +36,9 @@ class _Processor:
 class Qwen2_5_VLAdapter:
     """Any transformers checkpoint of `Qwen2_5_VLForConditionalGeneration`."""
 
-    pruner_params: Mapping[str, Mapping[str, float]] = {name: {"tau_text": 0.01} for name in pruner_names()}
+    pruner_params: Mapping[str, float] = {"tau_text": 0.01}
     position_axes = 3
+    has_cls_token = False
     vision_tokens: int | None = None
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -104,10 +104,7 @@ class Qwen2_5_VLAdapter:
     @torch.inference_mode()
     def encode(self, inputs: Sequence[Mapping[str, Any]], *, cls_attention: bool = False) -> list[ImageTokens]:
         if cls_attention:
-            raise InvalidRequest(
-                "This model's vision tower has no CLS token, which the method cls_attention needs; choose another.",
-                param="vision_pruning.method",
-            )
+            raise ValueError("the vision tower of Qwen2.5-VL has no CLS token")
         visual = self.model.model.visual
         pixels = torch.cat([entry["pixel_values"] for entry in inputs]).to(visual.device, visual.dtype)
         grids = torch.stack([entry["grid"] for entry in inputs])

@@ -1,6 +1,10 @@
+import asyncio
+import hashlib
+from itertools import cycle
 from types import SimpleNamespace
 
 import pytest
+import pytest_asyncio
 import torch
 from transformers import (
     AutoProcessor,
@@ -13,7 +17,15 @@ from transformers import (
 
 from covervlm.pruners import PruneInput, get_pruner
 from covervlm.server.demo import model_path
-from covervlm.server.engines.base import ImagePart, Message, TextPart
+from covervlm.server.engines.base import (
+    GenerationRequest,
+    ImagePart,
+    Message,
+    PruningPolicy,
+    SamplingParams,
+    TextPart,
+)
+from covervlm.server.engines.transformers import TransformersEngine, TransformersEngineConfig
 from covervlm.server.models.base import Kept
 from covervlm.server.models.llava_next import LlavaNextAdapter
 from covervlm.server.models.registry import Checkpoint, load_adapter
@@ -90,7 +102,12 @@ def plain(checkpoint):
 
 
 def chat(*parts) -> tuple[Message, ...]:
-    return (Message("user", tuple(TextPart(p) if isinstance(p, str) else ImagePart(p, "") for p in parts)),)
+    def wrap(part):
+        if isinstance(part, str):
+            return TextPart(part)
+        return ImagePart(part, hashlib.sha256(part.tobytes() + repr(part.size).encode()).hexdigest())
+
+    return (Message("user", tuple(map(wrap, parts))),)
 
 
 def as_transformers(*parts) -> list[dict]:
@@ -267,3 +284,66 @@ def test_cls_attention_of_every_crop_is_the_towers_own(adapter, checkpoint, plai
     for crop, region in enumerate(encoded.regions):
         torch.testing.assert_close(region.cls_attention, attention[crop], atol=1e-6, rtol=1e-4)
     assert all(region.cls_attention is None for region in adapter.encode([adapter.preprocess(image)])[0].regions)
+
+
+@pytest_asyncio.fixture
+async def engine(checkpoint):
+    engine = TransformersEngine(TransformersEngineConfig(str(checkpoint), threads=1))
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+def request(parts, pruning=None) -> GenerationRequest:
+    sampling = SamplingParams(temperature=0.0, max_tokens=10, logprobs=True)
+    return GenerationRequest("test", chat(*parts), sampling, PruningPolicy(**pruning or {}))
+
+
+@pytest.mark.parametrize("sizes", [[], [(64, 40)], [(20, 90), (64, 64)]], ids=str)
+async def test_the_engine_answers_as_transformers_does(engine, plain, reference, answer, noise, sizes):
+    images = [noise(w, h, seed=i) for i, (w, h) in enumerate(sizes)]
+    parts = (*images, "Which color does the star have?")
+    expected = reference(plain.model, plain.processor, as_transformers(*parts), images, 10)
+    got = await answer(engine, request(parts))
+    assert got.prompt.prompt_tokens == expected.prompt
+    assert got.choices[0].tokens == [plain.processor.tokenizer.decode([token]) for token in expected.tokens]
+
+
+@pytest.mark.parametrize("budget", [10, 17, 1])
+async def test_a_budget_is_split_evenly_over_the_crops(engine, answer, noise, budget):
+    image = noise(64, 64)  # four whole tiles and the base crop
+    got = await answer(engine, request((image, "What is it?"), {"keep_tokens": budget, "return_indices": True}))
+    [report] = got.prompt.images
+    assert report.total == 16 + 64 + 8
+    assert report.kept == 5 * max(1, budget // 5)
+    assert sum(place < 16 for place in report.indices) == max(1, budget // 5)
+
+
+async def test_sixteen_concurrent_requests_equal_their_single_answers(engine, answer, noise):
+    methods = cycle(
+        [
+            "mmtok",
+            "vision_coverage",
+            "text_coverage",
+            "divprune",
+            "cls_attention",
+            "cdpruner",
+            "random",
+            "uniform",
+            "none",
+        ]
+    )
+    budgets = cycle([{"keep_tokens": 5}, {"keep_ratio": 0.4}, {"keep_tokens": 11}])
+    requests = [
+        request(
+            (noise(40 + 30 * (i % 3), 84 - 20 * (i % 2), seed=i % 4), f"Where is number {i}?"),
+            {"method": next(methods), "return_indices": True} | next(budgets),
+        )
+        for i in range(16)
+    ]
+    together = await asyncio.gather(*(answer(engine, one) for one in requests))
+    for one, batched in zip(requests, together, strict=True):
+        alone = await answer(engine, one)
+        assert batched.choices[0].tokens == alone.choices[0].tokens
+        assert batched.prompt.prompt_tokens == alone.prompt.prompt_tokens
+        assert [image.indices for image in batched.prompt.images] == [image.indices for image in alone.prompt.images]

@@ -1,13 +1,27 @@
+import asyncio
+import hashlib
 import json
+from itertools import cycle
 
 import pytest
+import pytest_asyncio
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from covervlm.pruners import PruneInput, get_pruner
-from covervlm.server.engines.base import ImagePart, InvalidRequest, Message, TextPart, VideoPart
+from covervlm.server.engines.base import (
+    GenerationRequest,
+    ImagePart,
+    InvalidRequest,
+    Message,
+    PruningPolicy,
+    SamplingParams,
+    TextPart,
+    VideoPart,
+)
+from covervlm.server.engines.transformers import TransformersEngine, TransformersEngineConfig
 from covervlm.server.models.base import Kept
 from covervlm.server.models.qwen2_5_vl import Qwen2_5_VLAdapter
 from covervlm.server.models.registry import Checkpoint, load_adapter
@@ -117,7 +131,9 @@ def chat(*parts) -> tuple[Message, ...]:
     def wrap(part):
         if isinstance(part, str):
             return TextPart(part)
-        return VideoPart(tuple(part), "") if isinstance(part, list) else ImagePart(part, "")
+        images = part if isinstance(part, list) else [part]
+        digest = hashlib.sha256(b"".join(repr(image.size).encode() + image.tobytes() for image in images)).hexdigest()
+        return VideoPart(tuple(part), digest) if isinstance(part, list) else ImagePart(part, digest)
 
     return (Message("user", tuple(map(wrap, parts))),)
 
@@ -276,7 +292,7 @@ def test_pruned_output_equals_a_prompt_built_by_hand(adapter, plain, tokenizer, 
     inputs = transformers_inputs(tokenizer, parts)
     images = encode(adapter, parts)
     text = adapter.question_embeddings(QUESTION)
-    pruner = get_pruner("mmtok", **adapter.pruner_params["mmtok"])
+    pruner = get_pruner("mmtok", **adapter.pruner_params)
     kept = []
     for image in images:
         regions = [PruneInput(image.tokens[r.positions], r.features, text, grid=r.grid) for r in image.regions]
@@ -356,13 +372,13 @@ def test_every_word_of_the_question_guides_the_selection(adapter, tokenizer):
     assert adapter.question_embeddings(" ").shape == (0, 64)
 
 
-def test_every_method_is_measured_with_this_models_temperature(adapter):
-    assert {params["tau_text"] for params in adapter.pruner_params.values()} == {0.01}
-    assert set(adapter.pruner_params) >= {"mmtok", "random", "divprune"}
+def test_this_model_has_its_own_text_temperature(adapter):
+    assert adapter.pruner_params == {"tau_text": 0.01}
 
 
-def test_cls_attention_is_refused_by_name(adapter, noise):
-    with pytest.raises(InvalidRequest, match="cls_attention"):
+def test_there_is_no_cls_attention(adapter, noise):
+    assert not adapter.has_cls_token
+    with pytest.raises(ValueError, match="no CLS token"):
         adapter.encode([adapter.preprocess(noise(56, 56))], cls_attention=True)
 
 
@@ -381,3 +397,64 @@ def test_an_image_too_long_for_the_processor_is_the_callers_mistake(adapter, noi
 def test_frames_of_different_sizes_are_refused(adapter, noise, sizes):
     with pytest.raises(InvalidRequest, match="same size"):
         adapter.preprocess_video([noise(*size) for size in sizes], 2.0)
+
+
+@pytest_asyncio.fixture
+async def engine(checkpoint):
+    engine = TransformersEngine(TransformersEngineConfig(str(checkpoint), threads=1))
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+def request(parts, pruning=None) -> GenerationRequest:
+    sampling = SamplingParams(temperature=0.0, max_tokens=10, logprobs=True)
+    return GenerationRequest("test", chat(*parts), sampling, PruningPolicy(**pruning or {}))
+
+
+@pytest.mark.parametrize("case", PROMPTS)
+async def test_the_engine_answers_as_transformers_does(engine, plain, tokenizer, answer, noise, case):
+    parts = PROMPTS[case](noise)
+    inputs = transformers_inputs(tokenizer, parts)
+    expected, _ = generate(plain, inputs, 10)
+    got = await answer(engine, request(parts))
+    assert got.prompt.prompt_tokens == inputs["input_ids"].shape[1]
+    assert got.choices[0].tokens == [tokenizer.decode([token]) for token in expected]
+
+
+async def test_no_moment_of_a_clip_is_starved(engine, answer, noise):
+    frames = [noise(84, 56, seed=i) for i in range(8)]
+    for method in ("mmtok", "random", "divprune"):
+        policy = {"keep_tokens": 8, "method": method, "return_indices": True}
+        [report] = (await answer(engine, request((frames, QUESTION), policy))).prompt.images
+        assert (report.total, report.kept) == (24, 8)
+        assert [sum(place // 6 == time for place in report.indices) for time in range(4)] == [2, 2, 2, 2]
+
+
+async def test_methods_that_need_a_cls_token_are_refused_and_not_offered(engine, answer, noise):
+    assert "cls_attention" not in engine.info.methods
+    with pytest.raises(InvalidRequest, match="cls_attention needs a vision tower with a CLS token"):
+        await answer(engine, request((noise(84, 56), QUESTION), {"method": "cls_attention", "keep_tokens": 2}))
+
+
+async def test_sixteen_concurrent_requests_equal_their_single_answers(engine, answer, noise):
+    methods = cycle(["mmtok", "vision_coverage", "text_coverage", "divprune", "cdpruner", "random", "uniform", "none"])
+    budgets = cycle([{"keep_tokens": 5}, {"keep_ratio": 0.4}, {"keep_tokens": 11}])
+    requests = [
+        request(
+            (
+                [noise(84, 56, seed=j) for j in range(4)]
+                if i % 5 == 3
+                else noise(40 + 30 * (i % 3), 84 - 20 * (i % 2), seed=i % 4),
+                f"Where is number {i}?",
+            ),
+            {"method": next(methods), "return_indices": True} | next(budgets),
+        )
+        for i in range(16)
+    ]
+    together = await asyncio.gather(*(answer(engine, one) for one in requests))
+    for one, batched in zip(requests, together, strict=True):
+        alone = await answer(engine, one)
+        assert batched.choices[0].tokens == alone.choices[0].tokens
+        assert batched.prompt.prompt_tokens == alone.prompt.prompt_tokens
+        assert [image.indices for image in batched.prompt.images] == [image.indices for image in alone.prompt.images]
