@@ -94,8 +94,9 @@ def vision_tokens(model: Path) -> int:
     return (vision["image_size"] // vision["patch_size"]) ** 2
 
 
-def header(arguments: argparse.Namespace, records: Records, asked: int, seconds: float) -> str:
-    """Title, command, what was measured with what."""
+def header(arguments: argparse.Namespace, records: Records, asked: int, answers: int, seconds: float) -> str:
+    """Title, command, what was measured with what. `asked` of the `answers` were asked in this run."""
+    effort = f"All {answers} answers took {seconds / 60:.0f} minutes." if asked == answers else ""
     how = "through the HTTP API" if arguments.url else "in process"
     sets = " and ".join(f"{name} scenes" for name in arguments.sets)
     return "\n\n".join(
@@ -105,8 +106,7 @@ def header(arguments: argparse.Namespace, records: Records, asked: int, seconds:
             f"Model `{records.model}`, asked {how}; exact match of the greedy answer; {arguments.questions} questions "
             f"a cell and set ({', '.join(arguments.kinds)} in equal numbers) about {sets} of the {arguments.split} "
             "split, one of each kind about a scene at most. "
-            f"torch {torch.__version__}, transformers {transformers.__version__}, one thread. This run asked {asked} "
-            f"questions in {seconds / 60:.1f} minutes; answers known from earlier runs are not asked again.",
+            f"torch {torch.__version__}, transformers {transformers.__version__}, one thread. {effort}",
             "In brackets are 95 % intervals: percentile bootstrap, 2,000 resamples of whole scenes. The model is a toy "
             "on drawn scenes, which favour methods that cover an image; the ranking says something about the methods, "
             "the size of the gaps nothing about a 7B model on photographs.",
@@ -158,13 +158,14 @@ def main() -> int:
     records = Records(arguments.results, fingerprint(arguments.model), "http" if http else "in-process")
     wanted = [entry for items in sets.values() for entry in missing(items, cells, records)]
     asked = sum(len(open_cells) for _, open_cells in wanted)
+    answers = len(cells) * sum(map(len, sets.values()))
     if http is not None:
         asyncio.run(answer_over_http(http, wanted, records))
     elif wanted:
         answer_in_process(InProcess(arguments.model, methods), wanted, records)
     spent = time.time() - started
     results = [SetResults.of(name, items, cells, records, total) for name, items in sets.items()]
-    write_markdown(arguments.out.with_suffix(".md"), header(arguments, records, asked, spent), results)
+    write_markdown(arguments.out.with_suffix(".md"), header(arguments, records, asked, answers, spent), results)
     write_plot(arguments.out.with_suffix(".png"), results)
     print(arguments.out.with_suffix(".md").read_text(encoding="utf-8"))
     return 0
