@@ -206,3 +206,9 @@ def test_coverage_is_the_share_of_the_objective_over_what_may_be_kept(name):
     reached = sum(max(row[j] for j in selection.indices.tolist()) for row in affinity)
     everything = sum(max(row[:30]) for row in affinity)
     assert selection.coverage == pytest.approx(float(reached / everything), rel=1e-5)
+
+
+def test_large_but_finite_values_are_accepted():
+    """Their sum overflows, they do not."""
+    image = replace(make_input(), features=torch.full((48, 12), 3e38))
+    assert len(get_pruner("mmtok").select([image], 5)[0]) == 5
