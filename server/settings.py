@@ -9,6 +9,8 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 MIB = 1024 * 1024
+MAX_PIXELS = 89_478_485
+"""Where Pillow's own guard against decompression bombs begins."""
 
 
 class SettingsError(Exception):
@@ -82,13 +84,13 @@ class Settings(BaseSettings):
     )
     agent_model: str = Field(default="default", description="the model's name at --agent-url")
     agent_api_key: SecretStr | None = Field(default=None, description="the key for --agent-url")
-    agent_timeout: float = Field(
-        default=5.0, gt=0, description="seconds until a request goes on without its agent"
-    )
+    agent_timeout: float = Field(default=5.0, gt=0, description="seconds until a request goes on without its agent")
 
     max_body_bytes: ByteSize = Field(default=ByteSize(64 * MIB), ge=1, description="largest request body")
     max_image_bytes: ByteSize = Field(default=ByteSize(20 * MIB), ge=1, description="largest encoded image")
-    max_image_pixels: int = Field(default=50_000_000, ge=1, description="most pixels of an image, width times height")
+    max_image_pixels: int = Field(
+        default=50_000_000, ge=1, le=MAX_PIXELS, description="most pixels of an image, width times height"
+    )
     max_images: int = Field(default=8, ge=0, description="most images in one request")
     media_threads: int = Field(default=2, ge=1, description="threads that decode images")
 

@@ -1,0 +1,133 @@
+"""One option, four sources: flag before environment before file before default; mistakes are one line."""
+
+import pytest
+from pydantic import ValidationError
+
+from covervlm.server import cli, serving
+from covervlm.server.engines.registry import build_engine, engine_names
+from covervlm.server.settings import MIB, Settings, SettingsError, one_line
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch):
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"COVERVLM_{name.upper()}", raising=False)
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """The settings that `covervlm serve ARGUMENTS` comes to."""
+
+    async def keep(settings):
+        kept.append(settings)
+
+    kept = []
+    monkeypatch.setattr(serving, "serve", keep)
+
+    def serve(*arguments):
+        kept.clear()
+        assert cli.main(["serve", *arguments]) == 0
+        return kept[0]
+
+    return serve
+
+
+def test_defaults_need_nothing(served):
+    settings = served()
+    assert settings == Settings()
+    assert (settings.model, settings.host, settings.port, settings.method) == ("demo", "127.0.0.1", 8000, "mmtok")
+    assert settings.keep_tokens is settings.keep_ratio is None
+
+
+def test_flags_are_the_options_in_kebab_case(served):
+    settings = served(
+        "--model=org/name", "--keep-tokens", "64", "--budget-aliases", "9,5", "--max-image-bytes", "1MiB", "--port=0"
+    )
+    assert (settings.model, settings.keep_tokens, settings.budget_aliases) == ("org/name", 64, (9, 5))
+    assert (settings.max_image_bytes, settings.port) == (MIB, 0)
+
+
+def test_the_nearest_source_wins(served, monkeypatch, tmp_path):
+    file = tmp_path / "covervlm.toml"
+    file.write_text(
+        'port = 1\nmax-images = 1\nkeep_ratio = 0.5\nbudget_aliases = [7, 3]\nfeature_cache_bytes = "2MiB"\n'
+    )
+    monkeypatch.setenv("COVERVLM_PORT", "2")
+    monkeypatch.setenv("COVERVLM_MAX_IMAGES", "2")
+    settings = served("--config", str(file), "--port", "3")
+    assert (settings.port, settings.max_images, settings.keep_ratio) == (3, 2, 0.5)
+    assert (settings.budget_aliases, settings.feature_cache_bytes) == ((7, 3), 2 * MIB)
+
+
+def test_the_environment_may_name_the_file(served, monkeypatch, tmp_path):
+    file = tmp_path / "covervlm.toml"
+    file.write_text("port = 7\n")
+    monkeypatch.setenv("COVERVLM_CONFIG", str(file))
+    assert served().port == 7
+
+
+@pytest.mark.parametrize(("value", "expected"), [("192,64,16", (192, 64, 16)), ("64", (64,)), ("", ()), ("5, 5", (5,))])
+def test_aliases_in_the_environment_are_a_list_with_commas(monkeypatch, value, expected):
+    monkeypatch.setenv("COVERVLM_BUDGET_ALIASES", value)
+    assert Settings().budget_aliases == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--port", "99999"], "port: "),
+        (["--port", "http"], "port: "),
+        (["--keep-tokens", "0"], "keep_tokens: "),
+        (["--keep-ratio", "1.5"], "keep_ratio: "),
+        (["--keep-ratio", "nan"], "keep_ratio: "),
+        (["--keep-tokens", "5", "--keep-ratio", "0.5"], "keep_tokens and keep_ratio"),
+        (["--budget-aliases", "64,none"], "budget_aliases: "),
+        (["--budget-aliases", "0"], "budget_aliases: "),
+        (["--max-image-bytes", "10XB"], "max_image_bytes: "),
+        (["--max-waiting", "0"], "max_waiting: "),
+        (["--dtype", "int8"], "dtype: "),
+        (["--config", "/does/not/exist.toml"], "config file /does/not/exist.toml: No such file"),
+    ],
+)
+def test_a_bad_option_is_one_line_that_names_it(served, capsys, arguments, words):
+    assert cli.main(["serve", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("covervlm serve: error: " + words)
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("text", "words"), [("prot = 1", "there is no option 'prot'"), ("port = ", "config file")])
+def test_a_bad_file_is_one_line_that_names_what_is_wrong(served, tmp_path, capsys, text, words):
+    file = tmp_path / "covervlm.toml"
+    file.write_text(text)
+    assert cli.main(["serve", "--config", str(file)]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_settings_cannot_change():
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().port = 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"engine": "tensorflow"}, "no engine 'tensorflow'; choose one of auto"),
+        ({"method": "magic"}, "'magic'; choose one of mmtok"),
+    ],
+)
+def test_what_only_the_engine_can_check_is_checked_before_a_model_is_loaded(options, words):
+    with pytest.raises(SettingsError, match=words):
+        build_engine(Settings(**options))
+
+
+@pytest.mark.parametrize("name", engine_names())
+def test_every_engine_name_builds(name):
+    engine = build_engine(Settings(engine=name, max_running=3))
+    assert not engine.ready
+
+
+def test_one_line_names_the_value():
+    with pytest.raises(ValidationError) as error:
+        Settings(port=-1)
+    assert one_line(error.value) == "port: input should be greater than or equal to 0, not -1"
