@@ -31,7 +31,7 @@ from covervlm.server.models.llava_next import LlavaNextAdapter
 from covervlm.server.models.registry import Checkpoint, load_adapter
 
 SIDE = 4  # patches along a crop: 32 pixels in patches of 8
-SIZES = [(32, 32), (64, 64), (100, 30), (20, 90), (64, 40), (33, 60), (1, 1), (200, 2)]
+SIZES = [(32, 32), (64, 64), (100, 30), (20, 90), (64, 40), (33, 60), (1, 1), (200, 2), (2000, 1), (1, 2000), (3, 1)]
 
 
 @pytest.fixture(scope="module")
