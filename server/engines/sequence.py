@@ -48,6 +48,11 @@ class Job:
     queued_at: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def rows(self) -> int:
+        """Rows of the running batch that the job will take."""
+        return self.request.sampling.n if self.generates else 0
+
 
 class Answer:
     """One choice of one request while it is decoded: a row of the running batch."""

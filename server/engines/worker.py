@@ -116,8 +116,16 @@ class Worker(threading.Thread):
 
     def _admit(self) -> None:
         jobs = self._take()
-        if not jobs:
-            return
+        try:
+            self._start(jobs)
+        except Exception as error:
+            running = {id(answer.job) for answer in self._answers}
+            for job in jobs:
+                if id(job) not in running:
+                    _fail(job, error)
+
+    def _start(self, jobs: Sequence[Job]) -> None:
+        """Encode, select, assemble and prefill; a job that fails on its own account is told so and left out."""
         ready: list[Prepared] = []
         for job in jobs:
             job.seconds["queue"] = time.perf_counter() - job.queued_at
@@ -144,11 +152,11 @@ class Worker(threading.Thread):
         jobs: list[Job] = []
         room = self._max_running - len(self._answers)
         with self._wake:
-            while self._waiting and (self._waiting[0].cancelled or self._waiting[0].request.sampling.n <= room):
+            while self._waiting and (self._waiting[0].cancelled or self._waiting[0].rows <= room):
                 job = self._waiting.popleft()
                 if job.cancelled:
                     continue
-                room -= job.request.sampling.n
+                room -= job.rows
                 jobs.append(job)
         return jobs
 

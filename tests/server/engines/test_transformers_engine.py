@@ -21,6 +21,12 @@ QUESTIONS = [
 ]
 
 
+async def until(condition) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
 @torch.inference_mode()
 def generate(plain, image, question: str, new_tokens: int) -> list[str]:
     """transformers' own greedy generate, as one string per token."""
@@ -151,8 +157,7 @@ async def test_closing_the_stream_frees_the_row(engine, ask, scene):
         await anext(stream)
         await anext(stream)
         assert engine.stats().running == 1
-    while engine.stats().running:
-        await asyncio.sleep(0)
+    await until(lambda: not engine.stats().running)
     assert engine.stats().waiting == 0
 
 
@@ -245,6 +250,16 @@ async def test_a_failed_step_loses_its_requests_and_not_the_engine(engine, ask, 
     assert (await answer(engine, ask(scene(0), QUESTIONS[0]))).choices[0].finish_reason == "stop"
 
 
+async def test_a_failed_admission_tells_every_request_it_took(engine, ask, answer, scene, monkeypatch):
+    with monkeypatch.context() as faulty:
+        faulty.setattr(engine._cache, "peek", lambda key: 1 / 0)
+        lost = await asyncio.gather(
+            *(answer(engine, ask(scene(i), QUESTIONS[0])) for i in range(3)), return_exceptions=True
+        )
+    assert all(isinstance(error, EngineError) and "zero" not in str(error) for error in lost)
+    assert (await answer(engine, ask(scene(0), QUESTIONS[0]))).choices[0].finish_reason == "stop"
+
+
 async def test_a_full_queue_refuses_at_once(ask, answer, scene):
     engine = TransformersEngine(TransformersEngineConfig(str(model_path()), max_running=1, max_waiting=1, threads=1))
     await engine.start()
@@ -252,8 +267,7 @@ async def test_a_full_queue_refuses_at_once(ask, answer, scene):
         running = engine.generate(ask(scene(0), QUESTIONS[1], max_tokens=400, ignore_eos=True))
         await anext(running)
         waiting = asyncio.create_task(answer(engine, ask(scene(0), QUESTIONS[0])))
-        while engine.stats().waiting < 1:
-            await asyncio.sleep(0)
+        await until(lambda: engine.stats().waiting == 1)
         with pytest.raises(EngineOverloaded) as refused:
             await answer(engine, ask(scene(0), QUESTIONS[0]))
         assert refused.value.retry_after > 0
@@ -267,8 +281,7 @@ async def test_stopping_lets_running_requests_finish_and_refuses_new_ones(ask, a
     engine = TransformersEngine(TransformersEngineConfig(str(model_path()), threads=1))
     await engine.start()
     task = asyncio.create_task(answer(engine, ask(scene(0), QUESTIONS[1], max_tokens=40, ignore_eos=True)))
-    while engine.stats().running < 1:
-        await asyncio.sleep(0)
+    await until(lambda: engine.stats().running == 1)
     stopping = asyncio.create_task(engine.stop())
     assert (await task).choices[0].count == 40
     await stopping
@@ -284,6 +297,16 @@ async def test_prune_reports_what_generate_would_keep(engine, ask, answer, scene
     assert len(report.images[0].indices) == 40
     assert report.images[0].grid == (24, 24)
     assert report.prompt_tokens == generated.prompt.prompt_tokens
+
+
+async def test_prune_waits_for_no_row_of_the_batch(ask, scene):
+    engine = TransformersEngine(TransformersEngineConfig(str(model_path()), max_running=1, threads=1))
+    await engine.start()
+    try:
+        report = await engine.prune(ask(scene(3), QUESTIONS[0], pruning={"keep_tokens": 4}, n=5))
+    finally:
+        await engine.stop()
+    assert report.images[0].kept == 4
 
 
 async def test_the_running_batch_never_exceeds_its_limit(ask, answer, scene):
