@@ -13,7 +13,8 @@ from covervlm.server.store_database import Database
 ANONYMOUS = "anonymous"
 """Owner of everything that is made without an API key."""
 
-FINISHED = ("succeeded", "failed", "cancelled")
+RESTARTED = {"code": "server_restarted", "message": "The server was restarted while the job ran; submit it again."}
+"""The error of a job whose server ended before it did."""
 
 
 class NameTaken(Exception):
@@ -78,11 +79,10 @@ class Store:
     def __init__(self, database: Database) -> None:
         """Takes over an open data folder; jobs that a killed process left unfinished are marked failed."""
         self._db = database
-        message = "The server was restarted while the job ran; submit it again."
-        error = json.dumps({"code": "server_restarted", "message": message})
         with database.transaction() as db:
             db.execute(
-                "UPDATE jobs SET state = 'failed', finished = ?, error = ? WHERE finished IS NULL", (time.time(), error)
+                "UPDATE jobs SET state = 'failed', finished = ?, error = ? WHERE finished IS NULL",
+                (time.time(), json.dumps(RESTARTED)),
             )
 
     def close(self) -> None:
@@ -103,7 +103,16 @@ class Store:
 
     # Classifiers.
 
-    def add_classifier(self, owner: str, name: str, about: Mapping[str, Any], data: bytes, job: str = "") -> Classifier:
+    def add_classifier(
+        self,
+        owner: str,
+        name: str,
+        about: Mapping[str, Any],
+        data: bytes,
+        *,
+        job: str | None = None,
+        progress: Mapping[str, Any] | None = None,
+    ) -> Classifier:
         """Keep a classifier and, in the same transaction, finish the job that made it. Raises NameTaken."""
         classifier = Classifier(new_id("cls"), owner, name, time.time(), about, self._db.write_blob(data), len(data))
         try:
@@ -112,9 +121,9 @@ class Store:
                     "INSERT INTO classifiers VALUES (?, ?, ?, ?, ?, ?, ?)",
                     (classifier.id, owner, name, classifier.created, json.dumps(about), classifier.blob, len(data)),
                 )
-                if job:
+                if job is not None:
                     result = {"classifier": name, "classifier_id": classifier.id}
-                    _finish(db, job, "succeeded", result=result)
+                    _finish(db, job, "succeeded", progress=progress, result=result)
         except BaseException as error:
             self._db.remove_blob(classifier.blob)
             if isinstance(error, sqlite3.IntegrityError):

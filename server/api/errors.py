@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from covervlm.server.engines.base import EngineError, EngineOverloaded, EngineUnavailable, InvalidRequest
+from covervlm.server.resources import ResourceError
 
 logger = logging.getLogger("covervlm.api")
 
@@ -76,6 +77,8 @@ def describe(error: Exception, request_id: str) -> Failure:
         case InvalidRequest():
             status = 404 if error.code == MODEL_NOT_FOUND else 400
             return failure(status, str(error), param=error.param, code=error.code)
+        case ResourceError():
+            return failure(error.status, str(error), param=error.param, code=error.code)
         case EngineOverloaded():
             retry_after = {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
             return failure(503, str(error), code="engine_overloaded", headers=retry_after)

@@ -75,6 +75,11 @@ class OnlineZeroShot:
         """How many images the state holds."""
         return self._observed
 
+    @property
+    def dimensions(self) -> int:
+        """Length of the features that the stream takes."""
+        return self._text.shape[0]
+
     @torch.no_grad()
     def observe(self, feature: Tensor) -> OnlinePrediction:
         """Label one image, then learn from it. feature: (d,) float32, L2-normalised.

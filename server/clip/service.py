@@ -1,0 +1,416 @@
+"""Everything the CLIP endpoints do, in plain values: routes bring checked images and names, and get lists and bytes."""
+
+import asyncio
+import functools
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from covervlm.server.clip.batching import MicroBatcher
+from covervlm.server.clip.classifiers import ClassifierFile, read_classifier
+from covervlm.server.clip.clustering import ClusteringRequest, cluster
+from covervlm.server.clip.encoder import ClipEncoder, TextTooLong
+from covervlm.server.clip.inmap import fit_vision_proxies
+from covervlm.server.clip.jobs import JobRunner, Reporter, TooManyJobs, Work
+from covervlm.server.clip.onzeta import OnlinePrediction
+from covervlm.server.clip.sessions import Sessions, SnapshotInterval
+from covervlm.server.clip.templates import check_class_names, check_templates, prompts
+from covervlm.server.clip.tensors import BadTensors, read_embeddings
+from covervlm.server.clip.uploads import Uploads
+from covervlm.server.engines.base import InvalidRequest
+from covervlm.server.resources import Conflict, NotFound, QuotaExceeded
+from covervlm.server.store import Classifier, Job, NameTaken, Store
+from covervlm.server.store_database import Database
+
+Value = TypeVar("Value")
+_JOB_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Quotas:
+    """What one owner may keep."""
+
+    classifiers: int = 100
+    sessions: int = 100
+    unfinished_jobs: int = 8
+    bytes: int = 2 * 1024**3
+    upload_bytes: int = 1024**3
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Unit vectors as little-endian float32 bytes, one per input, and the tokens that the texts took."""
+
+    vectors: list[bytes]
+    dimensions: int
+    tokens: int
+
+
+class ClipService:
+    """One dual encoder and what is built on it. Called on the event loop; the model's thread is the only one to use it.
+
+    `name` is what clients call the model.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], ClipEncoder],
+        data_folder: Path | None,
+        *,
+        name: str,
+        quotas: Quotas | None = None,
+        interval: SnapshotInterval | None = None,
+        max_batch: int = 16,
+        max_waiting: int = 4096,
+        preprocess_threads: int = 2,
+    ) -> None:
+        """`load` makes the encoder when the service starts; without a data folder nothing outlives the process."""
+        self.name = name
+        self.quotas = quotas or Quotas()
+        self.uploads = Uploads(self.quotas.upload_bytes)
+        self._load = load
+        self._data_folder = data_folder
+        self._interval = interval or SnapshotInterval()
+        self._limits = {"max_batch": max_batch, "max_waiting": max_waiting}
+        self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="clip")
+        self._preprocess = ThreadPoolExecutor(preprocess_threads, thread_name_prefix="clip-preprocess")
+        self._proxies: OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = OrderedDict()
+        self.ready = False
+
+    async def start(self) -> None:
+        """Open the data folder and load the encoder. Raises StoreError, OSError or ValueError."""
+        self.store = Store(await asyncio.to_thread(Database, self._data_folder))
+        try:
+            loop = asyncio.get_running_loop()
+            self.encoder = await loop.run_in_executor(self._model_thread, self._load)
+        except BaseException:
+            self.store.close()
+            raise
+        self.jobs = JobRunner(self.store, max_unfinished=self.quotas.unfinished_jobs)
+        self.sessions = Sessions(self.store, self._interval)
+        self._pixels = MicroBatcher[Tensor, Tensor](self.encoder.embed_pixels, self._model_thread, **self._limits)
+        self._texts = MicroBatcher[list[int], Tensor](self.encoder.embed_ids, self._model_thread, **self._limits)
+        self.ready = True
+
+    @property
+    def dimensions(self) -> int:
+        return self.encoder.dimensions
+
+    async def stop(self) -> None:
+        """Cancel jobs, save sessions, close the store."""
+        if not self.ready:
+            return
+        self.ready = False
+        await self.jobs.stop()
+        await self.sessions.stop()
+        self._model_thread.shutdown(wait=True)
+        self._preprocess.shutdown(wait=True)
+        self.store.close()
+
+    # Embeddings and labels at once.
+
+    async def embed(self, inputs: Sequence[str | Image]) -> Embeddings:
+        """Texts and images, in order. Raises InvalidRequest for a text that is too long, naming its place."""
+        texts = [(i, item) for i, item in enumerate(inputs) if isinstance(item, str)]
+        images = [(i, item) for i, item in enumerate(inputs) if not isinstance(item, str)]
+        ids = await self._tokenize([text for _, text in texts], param=lambda k: f"input[{texts[k][0]}]")
+        text_rows, image_rows = await asyncio.gather(self._texts(ids), self._images([image for _, image in images]))
+        rows: dict[int, Tensor] = dict(zip([i for i, _ in texts], text_rows, strict=True))
+        rows |= dict(zip([i for i, _ in images], image_rows, strict=True))
+        vectors = [rows[i].numpy().astype("<f4").tobytes() for i in range(len(inputs))]
+        return Embeddings(vectors, self.dimensions, sum(len(tokens) for tokens in ids))
+
+    async def classify(
+        self,
+        owner: str,
+        images: Sequence[Image],
+        *,
+        classes: Sequence[str] | None,
+        templates: Sequence[str],
+        classifier: str | None,
+        top: int,
+    ) -> tuple[list[str], list[list[tuple[str, float]]]]:
+        """The class names, and for each image its `top` classes with probabilities, best first.
+
+        Probabilities are a softmax over the classes at the classifier's temperature, the model's own for plain text.
+        """
+        if classifier is not None:
+            stored = await self._classifier(owner, classifier)
+            names, proxies, temperature = stored.classes, stored.proxies, stored.temperature
+        else:
+            names = list(classes or ())
+            proxies, temperature = await self.class_proxies(names, templates), self.encoder.temperature
+        features = torch.stack(await self._images(images))
+        probabilities = torch.softmax(features @ proxies / temperature, dim=1)
+        return names, [ranked(row, names, top) for row in probabilities]
+
+    async def class_proxies(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """(d, K) text proxies, from a small cache. Raises InvalidRequest for names that make no classifier."""
+        try:
+            check_class_names(names)
+        except ValueError as error:
+            raise InvalidRequest(f"{str(error)[:1].upper()}{str(error)[1:]}.", param="classes") from None
+        try:
+            check_templates(templates)
+        except ValueError as error:
+            raise InvalidRequest(f"{str(error)[:1].upper()}{str(error)[1:]}.", param="templates") from None
+        key = (tuple(names), tuple(templates))
+        if key not in self._proxies:
+            ids = await self._tokenize(prompts(names, templates), param=lambda k: f"classes[{k // len(templates)}]")
+            rows: list[Tensor] = []
+            for start in range(0, len(ids), 64):
+                rows += await self._texts(ids[start : start + 64])
+            means = torch.stack(rows).unflatten(0, (len(names), len(templates))).mean(dim=1)
+            self._proxies[key] = normalize(means, dim=1).T.contiguous()
+            while len(self._proxies) > 16:
+                self._proxies.popitem(last=False)
+        self._proxies.move_to_end(key)
+        return self._proxies[key]
+
+    # Classifiers.
+
+    async def fit_classifier(
+        self,
+        owner: str,
+        name: str,
+        *,
+        classes: Sequence[str],
+        templates: Sequence[str],
+        images: Sequence[Image],
+        embeddings: bytes | None,
+        uploads: Sequence[str],
+        parameters: Mapping[str, Any],
+    ) -> Job:
+        """Start a job that learns a classifier from images or embeddings. Nothing of them is written to disk."""
+        await self._check_room(owner, classifier=name)
+        parts = [self.uploads.get(owner, upload) for upload in uploads]
+        if embeddings is not None:
+            parts.append(await asyncio.to_thread(read_embeddings, embeddings, self.dimensions))
+        text = await self.class_proxies(classes, templates)
+        about = {"classes": list(classes), "templates": list(templates), "parameters": dict(parameters)}
+
+        def work(job: str) -> Work:
+            return functools.partial(self._fit, owner, name, job, about, text, list(images), parts)
+
+        return await self._submit(owner, "classifier", work)
+
+    def _fit(
+        self,
+        owner: str,
+        name: str,
+        job: str,
+        about: Mapping[str, Any],
+        text: Tensor,
+        images: list[Image],
+        parts: list[Tensor],
+        report: Reporter,
+    ) -> None:
+        """In the jobs' thread."""
+        if images:
+            parts = [*parts, self._in_batches(self.encoder.embed_pixels, images, report)]
+        features = torch.cat(parts)
+        before = 0.5 if images else 0.0
+        total = int(about["parameters"]["iterations"])
+        last = {"iteration": 0, "gradient_norm": 0.0}
+
+        def progress(iteration: int, norm: float) -> None:
+            last.update(iteration=iteration, gradient_norm=norm)
+            share = before + (1 - before) * 0.99 * iteration / total
+            report(share, phase="fitting", iteration=iteration, iterations=total, gradient_norm=norm)
+
+        proxies = fit_vision_proxies(features, text, progress=progress, **about["parameters"])
+        report(1.0, phase="done", iterations=total, **last)
+        file = ClassifierFile(
+            classes=list(about["classes"]),
+            proxies=proxies,
+            temperature=about["parameters"]["tau_vision"],
+            fingerprint=self.encoder.fingerprint,
+            about={**about, "method": "inmap", "images": len(features), "model": self.name, **last},
+        )
+        self.store.add_classifier(owner, name, file.description(), file.pack(), job=job, progress=report.progress)
+
+    async def add_classifier(self, owner: str, name: str, data: bytes) -> Classifier:
+        """Keep an uploaded classifier. Raises BadTensors, Conflict or QuotaExceeded."""
+        file = await asyncio.to_thread(read_classifier, data)
+        if file.fingerprint != self.encoder.fingerprint:
+            raise BadTensors("The classifier was made with another model than the one served here.")
+        if file.proxies.shape[0] != self.dimensions:
+            raise BadTensors(f"The classifier has {file.proxies.shape[0]} dimensions, not {self.dimensions}.")
+        await self._check_room(owner, classifier=name, size=len(data))
+        try:
+            return await asyncio.to_thread(self.store.add_classifier, owner, name, file.description(), file.pack())
+        except NameTaken:
+            raise _taken(name) from None
+
+    async def classifier_file(self, owner: str, name: str) -> bytes:
+        """A classifier as a safetensors file."""
+        return await asyncio.to_thread(self.store.read_blob, self._stored(owner, name).blob)
+
+    def classifier(self, owner: str, name: str) -> Classifier:
+        return self._stored(owner, name)
+
+    async def delete_classifier(self, owner: str, name: str) -> None:
+        if not await asyncio.to_thread(self.store.delete_classifier, owner, name):
+            raise NotFound("classifier", name)
+
+    async def _classifier(self, owner: str, name: str) -> ClassifierFile:
+        file = await asyncio.to_thread(read_classifier, await self.classifier_file(owner, name))
+        if file.fingerprint != self.encoder.fingerprint:
+            message = f"The classifier '{name}' was made with another model than the one served now."
+            raise Conflict(message, code="other_model", param="classifier")
+        return file
+
+    def _stored(self, owner: str, name: str) -> Classifier:
+        stored = self.store.classifier(owner, name)
+        if stored is None:
+            raise NotFound("classifier", name)
+        return stored
+
+    async def upload(self, owner: str, data: bytes) -> tuple[str, int]:
+        """Keep embeddings in memory for the owner's next jobs: an id, and the number of images."""
+        rows = await asyncio.to_thread(read_embeddings, data, self.dimensions)
+        return self.uploads.add(owner, rows), len(rows)
+
+    # Sessions.
+
+    async def open_session(
+        self,
+        owner: str,
+        *,
+        classes: Sequence[str],
+        templates: Sequence[str],
+        horizon: int,
+        parameters: Mapping[str, float],
+    ) -> dict[str, Any]:
+        """A new OnZeta stream."""
+        await self._check_room(owner, session=True)
+        proxies = await self.class_proxies(classes, templates)
+        about = {"classes": list(classes), "templates": list(templates), "horizon": horizon}
+        about |= {"parameters": dict(parameters), "model": self.name, "fingerprint": self.encoder.fingerprint}
+        return await self.sessions.create(owner, about, proxies)
+
+    async def observe(
+        self, owner: str, session: str, images: Sequence[Image], *, top: int, key: str | None, digest: str
+    ) -> Mapping[str, Any]:
+        """Label images in order and learn from them, once per key."""
+        about = await self.sessions.describe(owner, session)
+        if about["fingerprint"] != self.encoder.fingerprint:
+            raise Conflict(f"The session '{session}' belongs to another model than the one served.", code="other_model")
+        if key is not None and (known := await self.sessions.recall(owner, session, key, digest)) is not None:
+            return known
+        names = about["classes"]
+
+        def render(predictions: Sequence[OnlinePrediction]) -> dict[str, Any]:
+            data = []
+            for prediction in predictions:
+                best = ranked(prediction.combined, names, top)
+                data.append({"index": prediction.index, "top": best})
+            return {"data": data, "observed": predictions[-1].index + 1}
+
+        features = torch.stack(await self._images(images))
+        return await self.sessions.observe(owner, session, features, render, key=key, digest=digest)
+
+    # Clusterings.
+
+    async def start_clustering(
+        self,
+        owner: str,
+        images: Sequence[Image],
+        words: Callable[[], Awaitable[Sequence[str]]] | None,
+        **request: Any,
+    ) -> Job:
+        """Start a job; `request` is what ClusteringRequest takes, `words` is asked for reference words it lacks."""
+        wanted = ClusteringRequest(**request)
+        loop = asyncio.get_running_loop()
+
+        def run(report: Reporter) -> dict[str, Any]:
+            settled = wanted
+            if words is not None:
+                report(0.0, phase="asking for reference words")
+                found = asyncio.run_coroutine_threadsafe(_awaited(words()), loop).result()
+                settled = replace(wanted, words=tuple(found))
+            hidden = self._in_batches(self.encoder.hidden_pixels, list(images), report)
+            result = cluster(
+                hidden,
+                self.encoder.visual_projection(),
+                settled,
+                self.encoder.prompt_tower,
+                lambda share, loss: report(0.5 + share / 2 * 0.98, phase="learning", loss=round(loss, 6)),
+            )
+            result["words_from"] = "request" if words is None else "model"
+            report(1.0, phase="done")
+            return result
+
+        return await self._submit(owner, "clustering", lambda _: run)
+
+    # Shared steps.
+
+    async def _images(self, images: Sequence[Image]) -> list[Tensor]:
+        loop = asyncio.get_running_loop()
+        run = functools.partial(loop.run_in_executor, self._preprocess, self.encoder.preprocess)
+        return await self._pixels(await asyncio.gather(*(run(image) for image in images)))
+
+    async def _tokenize(self, texts: list[str], *, param: Callable[[int], str]) -> list[list[int]]:
+        if not texts:
+            return []
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._preprocess, self.encoder.tokenize, texts)
+        except TextTooLong as error:
+            message = f"{str(error)[:1].upper()}{str(error)[1:]}."
+            raise InvalidRequest(message, param=param(error.index), code="context_length_exceeded") from None
+
+    def _in_batches(
+        self, encode: Callable[[Sequence[Tensor]], Tensor], images: list[Image], report: Reporter
+    ) -> Tensor:
+        """In a job's thread: encode images between other callers' batches, as the first half of the job."""
+        parts = []
+        for start in range(0, len(images), _JOB_BATCH):
+            report(0.5 * start / len(images), phase="encoding", images=start)
+            pixels = [self.encoder.preprocess(image) for image in images[start : start + _JOB_BATCH]]
+            parts.append(self._model_thread.submit(encode, pixels).result())
+        return torch.cat(parts)
+
+    async def _submit(self, owner: str, kind: str, work: Callable[[str], Work]) -> Job:
+        try:
+            return await self.jobs.submit(owner, kind, work)
+        except TooManyJobs:
+            limit = self.quotas.unfinished_jobs
+            raise QuotaExceeded(f"{limit} jobs are queued or running; wait for one or cancel one.") from None
+
+    async def _check_room(
+        self, owner: str, *, classifier: str | None = None, session: bool = False, size: int = 0
+    ) -> None:
+        quotas = self.quotas
+        if classifier is not None:
+            if self.store.classifier(owner, classifier) is not None:
+                raise _taken(classifier)
+            if len(self.store.classifiers(owner)) >= quotas.classifiers:
+                raise QuotaExceeded(f"There are {quotas.classifiers} classifiers, the most allowed; delete one first.")
+        if session and len(self.store.sessions(owner)) >= quotas.sessions:
+            raise QuotaExceeded(f"There are {quotas.sessions} sessions, the most allowed; delete one first.")
+        if self.store.usage(owner) + size > quotas.bytes:
+            raise QuotaExceeded(f"Classifiers and sessions take {quotas.bytes} bytes, the most allowed; delete some.")
+
+
+def ranked(probabilities: Tensor, names: Sequence[str], top: int) -> list[tuple[str, float]]:
+    """The `top` most probable names with their probabilities, best first."""
+    best = probabilities.topk(min(top, len(names)))
+    return [(names[i], float(p)) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+
+
+async def _awaited(awaitable: Awaitable[Value]) -> Value:
+    return await awaitable
+
+
+def _taken(name: str) -> Conflict:
+    message = f"There is a classifier '{name[:200]}' already; choose another name or delete it first."
+    return Conflict(message, code="name_taken", param="name")
