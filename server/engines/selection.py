@@ -142,9 +142,10 @@ def _choose(
             allowed=region.allowed,
             grid=region.grid,
             cls_attention=region.cls_attention,
-            seed=seed,
+            # Crops of equal size would otherwise all get the same random pattern.
+            seed=seed + i,
         )
-        for region in image.regions
+        for i, region in enumerate(image.regions)
     ]
 
     def share(count: int) -> int:

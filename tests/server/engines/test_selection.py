@@ -69,6 +69,12 @@ def test_kept_positions_are_ascending_over_all_regions():
     assert kept.positions.tolist() == sorted(set(kept.positions.tolist()))
 
 
+def test_random_draws_differently_in_every_region():
+    _, [report] = run(PruningPolicy(keep_tokens=10, method="random", return_indices=True), tiled())
+    first, second = ([i // 2 for i in report.indices if i % 2 == side] for side in (0, 1))
+    assert first != second
+
+
 def test_a_list_gives_each_image_its_own_budget():
     _, reports = run(PruningPolicy(keep_tokens=(4, 20)), tiled(), tiled())
     assert [report.kept for report in reports] == [4, 23]
