@@ -22,10 +22,18 @@ class _Server(uvicorn.Server):
 def live_server(app: FastAPI) -> Iterator[str]:
     """Serves `app` until the block ends; gives its URL."""
     server = _Server(uvicorn.Config(app, port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
+
+    def run() -> None:
+        try:
+            server.run()
+        finally:
+            server.answers.set()
+
+    thread = threading.Thread(target=run)
     thread.start()
     try:
-        assert server.answers.wait(60), "the server did not start"
+        server.answers.wait(60)
+        assert server.started, "the server did not start"
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True

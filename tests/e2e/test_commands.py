@@ -1,0 +1,108 @@
+"""`covervlm serve` and `covervlm prune` as a person runs them, with the demo model."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from PIL import Image
+
+from covervlm.server.demo import example_scenes, model_path
+
+COMMAND = [str(Path(sys.executable).with_name("covervlm"))]
+SECONDS = 120
+
+
+class Served(NamedTuple):
+    """A server started from the command line, its banner, and its log as it grows."""
+
+    process: subprocess.Popen
+    banner: str
+    log: list[str]
+    reader: threading.Thread
+
+
+@pytest.fixture(scope="module")
+def served():
+    process = subprocess.Popen(
+        [*COMMAND, "serve", "--port", "0", "--threads", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    log: list[str] = []
+    reader = threading.Thread(target=lambda: log.extend(process.stderr))
+    reader.start()
+    overdue = threading.Timer(SECONDS, process.kill)
+    overdue.start()
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "curl" in line:
+            break
+    yield Served(process, "".join(lines), log, reader)
+    overdue.cancel()
+    process.kill()
+    process.wait(SECONDS)
+    reader.join(SECONDS)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the printed request needs curl")
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_the_printed_request_works_by_copy_and_paste(served, shell):
+    request = served.banner[served.banner.index("{ printf") :]
+    done = subprocess.run([shell, "-c", request], capture_output=True, text=True, check=True, timeout=SECONDS)
+    answer = json.loads(done.stdout)
+    assert answer["choices"][0]["message"]["content"].strip() == example_scenes()[0].answer
+    assert answer["usage"]["prompt_tokens_details"]["image_tokens"] == 64
+
+
+def test_the_banner_names_the_url_and_sigterm_ends_it_in_order(served):
+    url = next(word for word in served.banner.split() if word.startswith("http://"))
+    with urllib.request.urlopen(f"{url}/ready") as response:
+        assert json.load(response) == {"status": "ready"}
+    served.process.send_signal(signal.SIGTERM)
+    assert served.process.wait(SECONDS) == -signal.SIGTERM
+    served.reader.join(SECONDS)
+    assert "Application shutdown complete" in "".join(served.log)
+
+
+def run(*arguments, **environment):
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=SECONDS, env={**os.environ, **environment}
+    )
+
+
+def test_a_port_in_use_is_one_line_and_loads_no_model():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run("serve", "--port", str(port), "--model", "/no/such/model")
+    assert done.returncode == 1
+    assert done.stderr == f"covervlm serve: error: cannot listen on 127.0.0.1 port {port}: Address already in use\n"
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server_without_a_traceback(tmp_path):
+    done = run("serve", "--port", "0", "--model", str(tmp_path))
+    assert done.returncode == 1
+    assert f"covervlm serve: error: cannot load the model '{tmp_path}'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_prune_draws_an_overlay_and_reports(tmp_path):
+    example, output = example_scenes()[0], tmp_path / "overlay.png"
+    arguments = [str(example.path), example.question, "--keep", "32", "-o", str(output), "--json"]
+    done = run("prune", *arguments, COVERVLM_MODEL=str(model_path()), COVERVLM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["kept"], report["total"], report["grid"]) == (32, 576, [24, 24])
+    assert len(set(report["indices"])) == 32
+    original, overlay = Image.open(example.path).convert("RGB"), Image.open(output)
+    assert overlay.size == original.size
+    for index in range(576):
+        centre = (index % 24 * 14 + 7, index // 24 * 14 + 7)
+        assert (overlay.getpixel(centre) == original.getpixel(centre)) == (index in report["indices"])
