@@ -2,20 +2,20 @@
 
 import math
 from collections.abc import Sequence
-from importlib import import_module
 
 import torch
 from torch import Tensor
 
 from covervlm.kernels.affinity_inputs import AffinityInputs
+from covervlm.kernels.backends import load_backend
 
 Lengths = Sequence[int] | Tensor
 
 _BACKENDS = {
     "torch": "covervlm.kernels.affinity_torch",
     "cpu": "covervlm.kernels.affinity_cpu",
+    "triton": "covervlm.kernels.affinity_triton",
 }
-_BACKEND_OF = {"cpu": "cpu"}
 
 
 @torch.no_grad()
@@ -39,6 +39,7 @@ def coverage_affinity(
     features: V (n, d_v) or (B, n, d_v), vision features before the projector; None leaves the vision rows out.
     text_lengths, token_lengths: for a batch padded to common m and n, the real counts of each item, (B,) integers.
         Rows and columns past them are zero in the result, and what the padding holds does not matter.
+    backend: "torch", the plain formula; "cpu", half the product; "triton", fused on CUDA; "auto", by the device.
     check_finite: whether to look for NaN and infinity; on CUDA that waits for the device, so leave it out of graphs.
 
     Any float dtype goes in and rows are L2-normalised (norm clamped at 1e-8); the arithmetic and the result are
@@ -76,11 +77,8 @@ def coverage_affinity(
         alpha=alpha,
         check_finite=check_finite,
     )
-    name = _BACKEND_OF.get(x.device.type, "torch") if backend == "auto" else backend
-    if name not in _BACKENDS:
-        raise ValueError(f"backend must be auto or one of {', '.join(_BACKENDS)}, got {backend!r}")
     with torch.autocast(x.device.type, enabled=False):
-        result: Tensor = import_module(_BACKENDS[name]).affinity(inputs)
+        result: Tensor = load_backend(_BACKENDS, backend, x.device).affinity(inputs)
     return result[0] if single else result
 
 

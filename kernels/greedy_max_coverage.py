@@ -2,15 +2,17 @@
 
 import operator
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from covervlm.kernels.backends import load_backend
+
 _BACKENDS = {
     "torch": "covervlm.kernels.greedy_torch",
     "numba": "covervlm.kernels.greedy_numba",
+    "triton": "covervlm.kernels.greedy_triton",
 }
 
 
@@ -21,11 +23,12 @@ class Backend(Protocol):
         """Pick counts[b] columns of each item, highest gain first and the lowest index on ties.
 
         affinity: (B, rows, n) float32. counts: (B,) int64, at most the number of allowed columns and at most width.
-        allowed: (B, n) bool. Returns (B, width) int64, -1 past counts[b].
+        allowed: (B, n) bool, contiguous. Returns (B, width) int64, -1 past counts[b].
         """
         ...
 
 
+@torch.no_grad()
 def greedy_max_coverage(
     affinity: Tensor,
     k: int | Sequence[int] | Tensor,
@@ -41,19 +44,17 @@ def greedy_max_coverage(
     k: how many to pick, or for a batch one count per item.
     allowed: (n,) or (B, n) bool, False for columns that must not be picked.
     columns: (B,) real columns of each item of a batch that is padded to a common n; padding is never picked.
-    backend: "auto", "torch", "numba" or "triton".
-    check_finite: whether to look for NaN and infinity; on CUDA that waits for the device, so leave it out of graphs.
+    backend: "torch", the plain loop; "numba", lazy on the CPU; "triton", one launch on CUDA; "auto", by the device.
+    check_finite: whether to look for NaN and infinity; without, no backend fails on them, but picks mean nothing.
 
     Returns int64 indices in pick order, the lowest index on ties: (k',) for one matrix, (B, max k) padded with -1
     for a batch. n <= k picks every column and, like a mask that allows none, ignores `allowed`; with fewer allowed
     than k, all of those are picked. Raises ValueError naming the argument that is wrong.
+
+    On CUDA, a batch with one k for all items, no `columns` and check_finite=False never waits for the device and may
+    be captured in a graph.
     """
-    if not isinstance(affinity, Tensor) or not affinity.is_floating_point():
-        raise ValueError("affinity must be a tensor of floating-point numbers")
-    if affinity.dim() not in (2, 3):
-        raise ValueError(f"affinity must be (rows, n) or (B, rows, n), got shape {tuple(affinity.shape)}")
-    if 0 in affinity.shape[-2:]:
-        raise ValueError(f"affinity must have rows and columns, got shape {tuple(affinity.shape)}")
+    _check_affinity(affinity)
     single = affinity.dim() == 2
     if single and columns is not None:
         raise ValueError("columns belongs to a batch; slice a single affinity instead")
@@ -61,45 +62,59 @@ def greedy_max_coverage(
     batch, _, n = matrices.shape
     device = matrices.device
 
-    wanted = _integers("k", k, batch, 0, None, single)
-    real = _integers("columns", n if columns is None else columns, batch, 1, n, False)
-    width = min(int(wanted.max()), n) if batch else 0
-    wanted, real = wanted.to(device), real.to(device)
-    mask = torch.arange(n, device=device) < real[:, None]
+    wanted, most = _counts("k", k, batch, 0, None, device)
+    real = None if columns is None else _counts("columns", columns, batch, 1, n, device)[0]
+    width = min(most, n) if batch else 0
+    wanted = wanted.clamp(max=n) if real is None else torch.minimum(wanted, real)
+    if real is None:
+        mask = torch.ones(batch, n, dtype=torch.bool, device=device)
+    else:
+        mask = torch.arange(n, device=device) < real[:, None]
     if allowed is not None:
         permitted = mask & _mask(allowed, affinity)
-        heeded = permitted.any(dim=1) & (wanted < real)
+        left = permitted.sum(dim=1)
+        heeded = (left > 0) & (wanted < (n if real is None else real))
         mask = torch.where(heeded[:, None], permitted, mask)
-    counts = torch.minimum(wanted, mask.sum(dim=1))
+        wanted = torch.where(heeded, torch.minimum(wanted, left), wanted)
 
-    picks = _load(backend, device).select(matrices, counts, mask, width, check_finite)
-    return picks[0, : int(counts[0])] if single else picks
-
-
-def _load(name: str, device: torch.device) -> Backend:
-    if name == "auto":
-        name = "numba" if device.type == "cpu" else "torch"
-    if name not in _BACKENDS:
-        raise ValueError(f"backend must be auto or one of {', '.join(_BACKENDS)}, got {name!r}")
-    backend: Backend = import_module(_BACKENDS[name])
-    return backend
+    picks: Tensor = load_backend(_BACKENDS, backend, device).select(matrices, wanted, mask, width, check_finite)
+    if not single:
+        return picks
+    return picks[0] if allowed is None else picks[0, : int(wanted[0])]
 
 
-def _integers(
-    name: str, value: int | Sequence[int] | Tensor, batch: int, least: int, most: int | None, single: bool
-) -> Tensor:
-    counts = torch.as_tensor(value) if not hasattr(value, "__index__") or isinstance(value, Tensor) else None
-    if counts is None:
-        counts = torch.full((batch,), operator.index(value))  # type: ignore[arg-type]
-    elif counts.dim() == 0:
-        counts = counts.expand(batch)
-    if counts.dtype.is_floating_point or counts.dtype == torch.bool or counts.shape != (batch,):
-        expected = "an integer" if single else f"an integer or {batch} integers"
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
-    if batch and (int(counts.min()) < least or (most is not None and int(counts.max()) > most)):
-        bounds = f">= {least}" if most is None else f"in [{least}, {most}]"
+def _check_affinity(affinity: Tensor) -> None:
+    if not isinstance(affinity, Tensor) or not affinity.is_floating_point():
+        raise ValueError("affinity must be a tensor of floating-point numbers")
+    if affinity.dim() not in (2, 3):
+        raise ValueError(f"affinity must be (rows, n) or (B, rows, n), got shape {tuple(affinity.shape)}")
+    if 0 in affinity.shape[-2:]:
+        raise ValueError(f"affinity must have rows and columns, got shape {tuple(affinity.shape)}")
+
+
+def _counts(
+    name: str, value: int | Sequence[int] | Tensor, batch: int, least: int, most: int | None, device: torch.device
+) -> tuple[Tensor, int]:
+    """One count per item on the device, and the largest of them."""
+    expected = f"{name} must be an integer or {batch} integers"
+    if not isinstance(value, Tensor) and hasattr(value, "__index__"):
+        largest = smallest = operator.index(value)
+        counts = torch.full((batch,), largest, dtype=torch.int64, device=device)
+    else:
+        try:
+            counts = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"{expected}, got {value!r}") from None
+        if counts.dim() == 0:
+            counts = counts.expand(batch)
+        if counts.shape != (batch,) or (batch and (counts.is_floating_point() or counts.dtype == torch.bool)):
+            raise ValueError(f"{expected}, got {value!r}")
+        largest, smallest = (int(counts.max()), int(counts.min())) if batch else (0, least)
+        counts = counts.to(device=device, dtype=torch.int64)
+    if isinstance(value, bool) or smallest < least or (most is not None and largest > most):
+        bounds = f"an integer >= {least}" if most is None else f"in [{least}, {most}]"
         raise ValueError(f"{name} must be {bounds}, got {value!r}")
-    return counts.to(torch.int64)
+    return counts, largest
 
 
 def _mask(allowed: Tensor, affinity: Tensor) -> Tensor:

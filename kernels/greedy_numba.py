@@ -144,8 +144,8 @@ os.register_at_fork(after_in_child=_helpers.cache_clear)  # a child has none of 
 def select(affinity: Tensor, counts: Tensor, allowed: Tensor, width: int, check_finite: bool) -> Tensor:
     """Pick counts[b] of the allowed columns of each item; see `greedy_max_coverage.Backend`."""
     picks = torch.full((affinity.shape[0], width), -1, dtype=torch.int64)
-    columns = affinity.detach().mT.contiguous()
-    shared = (columns.numpy(), counts.numpy(), allowed.numpy(), picks.numpy(), check_finite)
+    columns = affinity.mT.contiguous()
+    shared = (columns.numpy(), counts.contiguous().numpy(), allowed.contiguous().numpy(), picks.numpy(), check_finite)
     threads = max(1, min(affinity.shape[0], torch.get_num_threads()))
     rest = [_helpers().submit(_select_share, *shared, first, threads) for first in range(1, threads)]
     finite = _select_share(*shared, 0, threads)

@@ -1,0 +1,86 @@
+"""Triton kernels on the CPU: runs calls in a process of its own, where Triton interprets what it would compile.
+
+Triton decides at import whether it interprets, and other tests may have imported it already, hence the process. The
+interpreter runs the programs of a launch one after the other, so a kernel whose programs wait for one another would
+hang; `concurrently` gives every program a thread instead.
+"""
+
+import os
+import sys
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
+from multiprocessing import get_context
+from typing import Any
+
+
+def start() -> ProcessPoolExecutor:
+    """A pool of one process that interprets."""
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_prepare)
+
+
+def _prepare() -> None:
+    os.environ["TRITON_INTERPRET"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def call(module: str, name: str, *args: Any, **kwargs: Any) -> Any:
+    """Call a function by name, so that its module is imported over there."""
+    return getattr(import_module(module), name)(*args, **kwargs)
+
+
+def concurrently(module: str, name: str, *args: Any, **kwargs: Any) -> Any:
+    """Like `call`, but the programs of every launch run at the same time, one thread each."""
+    from triton.runtime import interpreter
+
+    local = threading.local()
+    builder = interpreter.InterpreterBuilder
+    sequential, interval = interpreter.GridExecutor.__call__, sys.getswitchinterval()
+    builder.grid_idx = property(lambda _: local.place, lambda _, place: setattr(local, "place", place))
+    interpreter.GridExecutor.__call__ = _launch_in_threads
+    sys.setswitchinterval(1e-4)
+    try:
+        return call(module, name, *args, **kwargs)
+    finally:
+        sys.setswitchinterval(interval)
+        interpreter.GridExecutor.__call__ = sequential
+        del builder.grid_idx
+
+
+def _launch_in_threads(executor: Any, *args: Any, **kwargs: Any) -> None:
+    from triton.runtime import interpreter
+
+    known = {name: value for name, value in kwargs.items() if name in executor.arg_names}
+    names = dict(zip(executor.arg_names, args, strict=False)) | known
+    scope = interpreter._patch_lang(executor.fn)
+    failures: list[BaseException] = []
+    try:
+        converted = {
+            name: value if name in executor.constexprs else interpreter._implicit_cvt(value)
+            for name, value in names.items()
+        }
+        grid = (*executor.grid, 1, 1)[:3]
+        builder = interpreter.interpreter_builder
+        builder.set_grid_dim(*grid)
+
+        def program(place: tuple[int, int, int]) -> None:
+            try:
+                builder.set_grid_idx(*place)
+                executor.fn(**converted)
+            except BaseException as failure:
+                failures.append(failure)
+
+        places = [(x, y, z) for x in range(grid[0]) for y in range(grid[1]) for z in range(grid[2])]
+        threads = [threading.Thread(target=program, args=(place,), daemon=True) for place in places]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=120)
+    finally:
+        scope.restore()
+    if failures:
+        raise failures[0]
+    if any(thread.is_alive() for thread in threads):
+        raise TimeoutError("programs wait for one another for ever")
