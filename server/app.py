@@ -7,10 +7,11 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from covervlm.server.agent import build_agent
-from covervlm.server.api import chat, errors, models, ops
+from covervlm.server.api import chat, clip, errors, models, ops
 from covervlm.server.api.boundary import Boundary
 from covervlm.server.api.metrics import Metrics
 from covervlm.server.api.prepare import Preparation
+from covervlm.server.clip.registry import build_clip, build_words
 from covervlm.server.engines.base import Engine
 from covervlm.server.engines.registry import build_engine
 from covervlm.server.media import ImageLimits, ImageLoader
@@ -24,6 +25,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     """
     settings = settings or Settings()
     engine = engine or build_engine(settings)
+    clip_service = build_clip(settings)
     metrics = Metrics(engine)
     loader = ImageLoader(
         ImageLimits(int(settings.max_image_bytes), settings.max_image_pixels),
@@ -35,10 +37,14 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if not engine.ready:
             await engine.start()
+        if clip_service is not None and settings.clip_model != "auto":
+            await clip_service.start()
         try:
             yield
         finally:
             loader.close()
+            if clip_service is not None:
+                await clip_service.stop()
             await engine.stop()
 
     app = FastAPI(
@@ -56,4 +62,6 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     app.include_router(chat.router(engine, prepare, metrics))
     app.include_router(models.router(engine, settings))
     app.include_router(ops.router(engine, metrics))
+    if clip_service is not None:
+        app.include_router(clip.router(clip_service, loader, build_words(engine, settings)))
     return app

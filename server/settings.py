@@ -54,6 +54,16 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: int | None = Field(default=None, ge=1, description="CPU threads of the model; by default torch decides")
 
+    clip_model: str = Field(
+        default="auto",
+        min_length=1,
+        description="CLIP or SigLIP model of the embedding, zero-shot and clustering endpoints: demo, none, a local "
+        "folder or a hub id; auto is the demo's for the demo model and none otherwise",
+    )
+    data_dir: Path | None = Field(
+        default=None, description="folder of classifiers, sessions and jobs; by default covervlm in ~/.local/share"
+    )
+
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free port")
     log_level: Literal["debug", "info", "warning", "error"] = "info"

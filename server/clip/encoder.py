@@ -31,7 +31,7 @@ class ClipEncoder:
     Computes in float32. Results are on the CPU, whatever the device.
     """
 
-    def __init__(self, path: str, *, device: str = "cpu", trust_remote_code: bool = False) -> None:
+    def __init__(self, path: str, *, device: str = "auto", trust_remote_code: bool = False) -> None:
         """Load from a local folder or a hub id, safetensors only. ValueError for what is no dual encoder."""
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         if not hasattr(config, "text_config") or not hasattr(config, "vision_config"):
@@ -43,6 +43,8 @@ class ClipEncoder:
         )
         if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
             raise ValueError(f"{path} is no CLIP or SigLIP checkpoint: it does not embed images and texts alike")
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         # PIL rather than torchvision: the same pixels as training on every machine, and no further dependency.

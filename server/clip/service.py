@@ -2,12 +2,13 @@
 
 import asyncio
 import functools
+import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 import torch
 from PIL.Image import Image
@@ -19,18 +20,20 @@ from covervlm.server.clip.classifiers import ClassifierFile, read_classifier
 from covervlm.server.clip.clustering import ClusteringRequest, cluster
 from covervlm.server.clip.encoder import ClipEncoder, TextTooLong
 from covervlm.server.clip.inmap import fit_vision_proxies
-from covervlm.server.clip.jobs import JobRunner, Reporter, TooManyJobs, Work
+from covervlm.server.clip.jobs import JobError, JobRunner, Reporter, TooManyJobs, Work
 from covervlm.server.clip.onzeta import OnlinePrediction
 from covervlm.server.clip.sessions import Sessions, SnapshotInterval
 from covervlm.server.clip.templates import check_class_names, check_templates, prompts
 from covervlm.server.clip.tensors import BadTensors, read_embeddings
 from covervlm.server.clip.uploads import Uploads
-from covervlm.server.engines.base import InvalidRequest
+from covervlm.server.clip.words import UnusableWords
+from covervlm.server.engines.base import EngineError, EngineUnavailable, InvalidRequest
 from covervlm.server.resources import Conflict, NotFound, QuotaExceeded
 from covervlm.server.store import Classifier, Job, NameTaken, Store
-from covervlm.server.store_database import Database
+from covervlm.server.store_database import Database, StoreError
 
-Value = TypeVar("Value")
+log = logging.getLogger(__name__)
+
 _JOB_BATCH = 16
 
 
@@ -83,37 +86,53 @@ class ClipService:
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="clip")
         self._preprocess = ThreadPoolExecutor(preprocess_threads, thread_name_prefix="clip-preprocess")
         self._proxies: OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = OrderedDict()
-        self.ready = False
+        self._starting = asyncio.Lock()
+        self._state: Literal["new", "ready", "stopped"] = "new"
 
     async def start(self) -> None:
-        """Open the data folder and load the encoder. Raises StoreError, OSError or ValueError."""
-        self.store = Store(await asyncio.to_thread(Database, self._data_folder))
-        try:
-            loop = asyncio.get_running_loop()
-            self.encoder = await loop.run_in_executor(self._model_thread, self._load)
-        except BaseException:
+        """Open the data folder and load the encoder, unless that is done. Raises StoreError, OSError or ValueError."""
+        async with self._starting:
+            if self._state != "new":
+                return
+            store = Store(await asyncio.to_thread(Database, self._data_folder))
+            try:
+                loop = asyncio.get_running_loop()
+                self.encoder = await loop.run_in_executor(self._model_thread, self._load)
+            except BaseException:
+                store.close()
+                raise
+            self.store = store
+            self.jobs = JobRunner(store, max_unfinished=self.quotas.unfinished_jobs)
+            self.sessions = Sessions(store, self._interval)
+            self._pixels = MicroBatcher[Tensor, Tensor](self.encoder.embed_pixels, self._model_thread, **self._limits)
+            self._texts = MicroBatcher[list[int], Tensor](self.encoder.embed_ids, self._model_thread, **self._limits)
+            self._state = "ready"
+
+    async def ready(self) -> None:
+        """Returns once the service answers; the first call starts it. Raises EngineUnavailable where it cannot."""
+        if self._state == "new":
+            try:
+                await self.start()
+            except (StoreError, OSError, ValueError):
+                log.exception("the CLIP service cannot start")
+                raise EngineUnavailable("The embedding model cannot be loaded; the server's log says why.") from None
+        if self._state == "stopped":
+            raise EngineUnavailable("The server is shutting down; send the request to another replica.")
+
+    async def stop(self) -> None:
+        """Cancel jobs, save sessions, close the store."""
+        async with self._starting:
+            started, self._state = self._state == "ready", "stopped"
+        if started:
+            await self.jobs.stop()
+            await self.sessions.stop()
             self.store.close()
-            raise
-        self.jobs = JobRunner(self.store, max_unfinished=self.quotas.unfinished_jobs)
-        self.sessions = Sessions(self.store, self._interval)
-        self._pixels = MicroBatcher[Tensor, Tensor](self.encoder.embed_pixels, self._model_thread, **self._limits)
-        self._texts = MicroBatcher[list[int], Tensor](self.encoder.embed_ids, self._model_thread, **self._limits)
-        self.ready = True
+        self._model_thread.shutdown(wait=True)
+        self._preprocess.shutdown(wait=True)
 
     @property
     def dimensions(self) -> int:
         return self.encoder.dimensions
-
-    async def stop(self) -> None:
-        """Cancel jobs, save sessions, close the store."""
-        if not self.ready:
-            return
-        self.ready = False
-        await self.jobs.stop()
-        await self.sessions.stop()
-        self._model_thread.shutdown(wait=True)
-        self._preprocess.shutdown(wait=True)
-        self.store.close()
 
     # Embeddings and labels at once.
 
@@ -324,19 +343,18 @@ class ClipService:
         self,
         owner: str,
         images: Sequence[Image],
-        words: Callable[[], Awaitable[Sequence[str]]] | None,
+        ask_words: Callable[[], Coroutine[Any, Any, Sequence[str]]] | None,
         **request: Any,
     ) -> Job:
-        """Start a job; `request` is what ClusteringRequest takes, `words` is asked for reference words it lacks."""
+        """Start a job; `request` is what ClusteringRequest takes, `ask_words` is there if it lacks words."""
         wanted = ClusteringRequest(**request)
         loop = asyncio.get_running_loop()
 
         def run(report: Reporter) -> dict[str, Any]:
             settled = wanted
-            if words is not None:
+            if ask_words is not None:
                 report(0.0, phase="asking for reference words")
-                found = asyncio.run_coroutine_threadsafe(_awaited(words()), loop).result()
-                settled = replace(wanted, words=tuple(found))
+                settled = replace(wanted, words=_asked(ask_words, loop))
             hidden = self._in_batches(self.encoder.hidden_pixels, list(images), report)
             result = cluster(
                 hidden,
@@ -345,7 +363,7 @@ class ClipService:
                 self.encoder.prompt_tower,
                 lambda share, loss: report(0.5 + share / 2 * 0.98, phase="learning", loss=round(loss, 6)),
             )
-            result["words_from"] = "request" if words is None else "model"
+            result["words_from"] = "request" if ask_words is None else "model"
             report(1.0, phase="done")
             return result
 
@@ -407,8 +425,15 @@ def ranked(probabilities: Tensor, names: Sequence[str], top: int) -> list[tuple[
     return [(names[i], float(p)) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
 
-async def _awaited(awaitable: Awaitable[Value]) -> Value:
-    return await awaitable
+def _asked(words: Callable[[], Coroutine[Any, Any, Sequence[str]]], loop: asyncio.AbstractEventLoop) -> tuple[str, ...]:
+    """In a job's thread: reference words from a language model. Raises JobError."""
+    advice = "give 'words' in the request"
+    try:
+        return tuple(asyncio.run_coroutine_threadsafe(words(), loop).result())
+    except UnusableWords as error:
+        raise JobError("unusable_words", f"The model's list of words cannot be used: {error}; {advice}.") from None
+    except EngineError as error:
+        raise JobError("no_words", f"The model could not be asked for words: {error} You can {advice}.") from None
 
 
 def _taken(name: str) -> Conflict:

@@ -2,8 +2,10 @@
 
 import contextlib
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import cast
+
+import httpx
 
 from covervlm.server.engines.base import Engine, GenerationChunk, GenerationRequest, Message, SamplingParams, TextPart
 
@@ -40,13 +42,39 @@ def parse_words(answer: str) -> list[str]:
     return words
 
 
-async def ask_engine(engine: Engine, aspect: str, subject: str, request_id: str) -> str:
-    """The served model's answer to `question`. Raises EngineError."""
-    request = GenerationRequest(
-        request_id,
-        (Message("user", (TextPart(question(aspect, subject)),)),),
-        SamplingParams(max_tokens=_ANSWER_TOKENS, temperature=0),
-    )
-    chunks = cast(AsyncGenerator[GenerationChunk, None], engine.generate(request))
-    async with contextlib.aclosing(chunks):
-        return "".join([chunk.text async for chunk in chunks])
+WordSource = Callable[[str, str, str], Awaitable[list[str]]]
+"""(aspect, subject, request id) -> reference words; raises UnusableWords or EngineError."""
+
+
+def words_from_engine(engine: Engine) -> WordSource:
+    """Ask the served model, without images."""
+
+    async def ask(aspect: str, subject: str, request_id: str) -> list[str]:
+        message = Message("user", (TextPart(question(aspect, subject)),))
+        sampling = SamplingParams(max_tokens=_ANSWER_TOKENS, temperature=0)
+        chunks = engine.generate(GenerationRequest(request_id, (message,), sampling))
+        async with contextlib.aclosing(cast(AsyncGenerator[GenerationChunk, None], chunks)):
+            return parse_words("".join([chunk.text async for chunk in chunks]))
+
+    return ask
+
+
+def words_from_endpoint(
+    url: str, model: str, api_key: str | None, transport: httpx.AsyncBaseTransport | None = None
+) -> WordSource:
+    """Ask another OpenAI-compatible server."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+
+    async def ask(aspect: str, subject: str, request_id: str) -> list[str]:
+        messages = [{"role": "user", "content": question(aspect, subject)}]
+        body = {"model": model, "messages": messages, "max_tokens": _ANSWER_TOKENS, "temperature": 0}
+        try:
+            async with httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, transport=transport) as client:
+                response = await client.post("/chat/completions", json=body, timeout=60)
+            response.raise_for_status()
+            answer = str(response.json()["choices"][0]["message"]["content"])
+        except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError):
+            raise UnusableWords("the endpoint did not answer") from None
+        return parse_words(answer)
+
+    return ask
