@@ -6,14 +6,18 @@ import binascii
 import hashlib
 import io
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar, TypeVarTuple
 
 from PIL import Image, ImageOps
 
 from covervlm.server.engines.base import EngineOverloaded, ImagePart, InvalidRequest
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+Part = TypeVar("Part")
+Arguments = TypeVarTuple("Arguments")
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
 _WHITESPACE = str.maketrans("", "", " \t\r\n")
 
@@ -40,11 +44,18 @@ class ImageLoader:
 
         Raises InvalidRequest for what is no acceptable image, EngineOverloaded with too many images waiting.
         """
+        return await self.run(_load, url, self.limits, param=param)
+
+    async def run(self, decode: Callable[[*Arguments], Part], *args: *Arguments, param: str) -> Part:
+        """`decode(*args)` in one of the threads; raises as `load` does."""
         if self._pending >= self._max_pending:
             raise EngineOverloaded("Too many images are waiting to be decoded; try again shortly.", retry_after=1)
         self._pending += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, self._load, url, param)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, decode, *args)
+        except InvalidRequest as error:
+            error.param = param
+            raise
         finally:
             self._pending -= 1
 
@@ -52,12 +63,9 @@ class ImageLoader:
         """Drop images that still wait; running threads end on their own."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _load(self, url: str, param: str) -> ImagePart:
-        try:
-            return image_part(image_bytes(url, self.limits), self.limits)
-        except InvalidRequest as error:
-            error.param = param
-            raise
+
+def _load(url: str, limits: ImageLimits) -> ImagePart:
+    return image_part(image_bytes(url, limits), limits)
 
 
 def image_part(data: bytes, limits: ImageLimits) -> ImagePart:
@@ -86,17 +94,22 @@ def image_bytes(url: str, limits: ImageLimits) -> bytes:
             raise _invalid("The data URL must have the form data:image/png;base64,... with the file's base64.")
         if media_type and not media_type.startswith("image/"):
             raise _invalid("The data URL's media type is not an image type such as image/png.")
+    return decode_base64(encoded, limits.max_bytes)
+
+
+def decode_base64(encoded: str, max_bytes: int) -> bytes:
+    """An encoded image out of base64, which may hold white space; its size is checked before and after."""
     encoded = encoded.translate(_WHITESPACE)
     if not encoded:
         raise _invalid("The image is empty.")
-    if len(encoded) // 4 * 3 > limits.max_bytes + 2:
-        raise _too_large(limits.max_bytes, "bytes")
+    if len(encoded) // 4 * 3 > max_bytes + 2:
+        raise _too_large(max_bytes, "bytes")
     try:
         data = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
         raise _invalid("The image is not valid base64.") from None
-    if len(data) > limits.max_bytes:
-        raise _too_large(limits.max_bytes, "bytes")
+    if len(data) > max_bytes:
+        raise _too_large(max_bytes, "bytes")
     return data
 
 

@@ -101,7 +101,14 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(
         default=50_000_000, ge=1, le=MAX_PIXELS, description="most pixels of an image, width times height"
     )
-    max_images: int = Field(default=8, ge=0, description="most images in one request")
+    max_images: int = Field(default=8, ge=0, description="most images and videos in one request")
+    max_video_frames: int = Field(default=64, ge=1, description="most frames of a video")
+    max_video_bytes: ByteSize = Field(
+        default=ByteSize(48 * MIB), ge=1, description="largest video, all encoded frames together"
+    )
+    max_video_pixels: int = Field(
+        default=64_000_000, ge=1, description="most pixels of a video, frames times width times height"
+    )
     media_threads: int = Field(default=2, ge=1, description="threads that decode images")
 
     @field_validator("budget_aliases", mode="before")

@@ -77,10 +77,23 @@ class ImageContent(Wire):
     prompt_cache_breakpoint: Ignored = None
 
 
+class VideoURL(Wire):
+    """A clip as its frames, data:video/jpeg;base64,FRAME,FRAME,... (vLLM's form); `fps`: frames to a second, else 2."""
+
+    url: str
+    fps: Annotated[float, Field(ge=0.01, le=1000, allow_inf_nan=False)] | None = None
+
+
+class VideoContent(Wire):
+    type: Literal["video_url"]
+    video_url: VideoURL
+    prompt_cache_breakpoint: Ignored = None
+
+
 def _known_part(part: Any) -> Any:
     kind = part.get("type") if isinstance(part, dict) else None
-    if isinstance(kind, str) and kind not in ("text", "image_url", "refusal"):
-        message = "Content parts of type '{type}' are not supported; use 'text' or 'image_url'."
+    if isinstance(kind, str) and kind not in ("text", "image_url", "video_url", "refusal"):
+        message = "Content parts of type '{type}' are not supported; use 'text', 'image_url' or 'video_url'."
         raise PydanticCustomError(UNSUPPORTED_PARAMETER, message, {"type": kind[:40]})
     return part
 
@@ -90,7 +103,7 @@ def _content_tag(content: Any) -> str | None:
 
 
 ContentPart = Annotated[
-    TextContent | ImageContent | RefusalContent, Discriminator("type"), BeforeValidator(_known_part)
+    TextContent | ImageContent | VideoContent | RefusalContent, Discriminator("type"), BeforeValidator(_known_part)
 ]
 Content = Annotated[
     Annotated[Text, Tag("text")] | Annotated[list[ContentPart], Field(min_length=1), Tag("parts")],
@@ -125,8 +138,8 @@ class ChatMessage(Wire):
     @field_validator("content")
     @classmethod
     def _images_from_users(cls, content: Any, info: ValidationInfo) -> Any:
-        if info.data.get("role") != "user" and any(isinstance(part, ImageContent) for part in content):
-            raise ValueError("images are only accepted in messages of role 'user'")
+        if info.data.get("role") != "user" and any(isinstance(part, ImageContent | VideoContent) for part in content):
+            raise ValueError("images and videos are only accepted in messages of role 'user'")
         return content
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from covervlm.server.agent import Agent, AgentReport, consult
-from covervlm.server.api.chat_request import ChatCompletionRequest, ChatMessage, ImageContent, TextContent
+from covervlm.server.api.chat_request import ChatCompletionRequest, ChatMessage, ImageContent, TextContent, VideoContent
 from covervlm.server.api.models import budget_in_name
 from covervlm.server.api.pruning_policy import pruning_policy
 from covervlm.server.engines.base import (
@@ -17,9 +17,11 @@ from covervlm.server.engines.base import (
     Message,
     PruningPolicy,
     TextPart,
+    VideoPart,
 )
 from covervlm.server.media import ImageLoader
 from covervlm.server.settings import Settings
+from covervlm.server.video import VideoLimits, VideoLoader
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Preparation:
         self._engine = engine
         self._settings = settings
         self._loader = loader
+        limits = VideoLimits(settings.max_video_frames, int(settings.max_video_bytes), settings.max_video_pixels)
+        self._videos = VideoLoader(loader, limits)
         self._agent = agent
 
     async def __call__(self, body: ChatCompletionRequest, request_id: str, *, return_indices: bool = False) -> Prepared:
@@ -76,12 +80,13 @@ class Preparation:
             )
         return policy
 
-    async def _images(self, body: ChatCompletionRequest, policy: PruningPolicy) -> Iterator[ImagePart]:
+    async def _images(self, body: ChatCompletionRequest, policy: PruningPolicy) -> Iterator[ImagePart | VideoPart]:
+        """Images and videos in reading order; a video counts as one image."""
         parts = [
-            (part.image_url.url, f"messages[{i}].content[{j}].image_url.url")
+            (part, f"messages[{i}].content[{j}]")
             for i, message in enumerate(body.messages)
             for j, part in enumerate(message.content)
-            if isinstance(part, ImageContent)
+            if isinstance(part, ImageContent | VideoContent)
         ]
         if len(parts) > self._settings.max_images:
             raise InvalidRequest(
@@ -95,10 +100,16 @@ class Preparation:
                 param="vision_pruning.keep_tokens",
                 code="invalid_value",
             )
-        return iter(await asyncio.gather(*(self._loader.load(url, param=param) for url, param in parts)))
+        return iter(await asyncio.gather(*(self._load(part, param) for part, param in parts)))
+
+    async def _load(self, part: ImageContent | VideoContent, param: str) -> ImagePart | VideoPart:
+        if isinstance(part, ImageContent):
+            return await self._loader.load(part.image_url.url, param=f"{param}.image_url.url")
+        video = part.video_url
+        return await self._videos.load(video.url, fps=video.fps, param=f"{param}.video_url.url")
 
 
-def _message(message: ChatMessage, images: Iterator[ImagePart]) -> Message:
+def _message(message: ChatMessage, images: Iterator[ImagePart | VideoPart]) -> Message:
     role = "system" if message.role == "developer" else message.role
     if isinstance(message.content, str):
         return Message(role, (TextPart(message.content),))
@@ -106,7 +117,7 @@ def _message(message: ChatMessage, images: Iterator[ImagePart]) -> Message:
         role,
         tuple(
             next(images)
-            if isinstance(part, ImageContent)
+            if isinstance(part, ImageContent | VideoContent)
             else TextPart(part.text if isinstance(part, TextContent) else part.refusal)
             for part in message.content
         ),

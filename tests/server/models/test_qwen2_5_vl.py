@@ -1,16 +1,20 @@
 import asyncio
+import base64
 import hashlib
+import io
 import json
 from itertools import cycle
 
 import pytest
 import pytest_asyncio
 import torch
+from starlette.testclient import TestClient
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from covervlm.pruners import PruneInput, get_pruner
+from covervlm.server import create_app
 from covervlm.server.engines.base import (
     GenerationRequest,
     ImagePart,
@@ -25,6 +29,7 @@ from covervlm.server.engines.transformers import TransformersEngine, Transformer
 from covervlm.server.models.base import Kept
 from covervlm.server.models.qwen2_5_vl import Qwen2_5_VLAdapter
 from covervlm.server.models.registry import Checkpoint, load_adapter
+from covervlm.server.settings import Settings
 
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 TEMPLATE = (
@@ -458,3 +463,26 @@ async def test_sixteen_concurrent_requests_equal_their_single_answers(engine, an
         assert batched.choices[0].tokens == alone.choices[0].tokens
         assert batched.prompt.prompt_tokens == alone.prompt.prompt_tokens
         assert [image.indices for image in batched.prompt.images] == [image.indices for image in alone.prompt.images]
+
+
+@pytest.mark.parametrize("fps", [None, 8.0])
+def test_a_clip_over_http_is_answered_as_by_transformers(checkpoint, plain, tokenizer, noise, fps):
+    frames = [noise(84, 56, seed=i) for i in range(4)]
+    encoded = []
+    for frame in frames:
+        buffer = io.BytesIO()
+        frame.save(buffer, "PNG")
+        encoded.append(base64.b64encode(buffer.getvalue()).decode())
+    video = {"url": "data:video/jpeg;base64," + ",".join(encoded), "fps": fps}
+    content = [{"type": "video_url", "video_url": video}, {"type": "text", "text": QUESTION}]
+    body = {"model": "tiny", "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 10}
+    settings = Settings(model=str(checkpoint), served_model_name="tiny", threads=1, clip_model="none")
+    with TestClient(create_app(settings)) as client:
+        whole = client.post("/v1/chat/completions", json={**body, "logprobs": True}).json()
+        pruned = client.post("/v1/chat/completions", json={**body, "vision_pruning": {"keep_tokens": 4}}).json()
+    inputs = transformers_inputs(tokenizer, (frames, QUESTION), fps or 2.0)
+    expected, _ = generate(plain, inputs, 10)
+    tokens = [entry["token"] for entry in whole["choices"][0]["logprobs"]["content"]]
+    assert tokens == [tokenizer.decode([token]) for token in expected]
+    assert whole["usage"]["prompt_tokens"] == inputs["input_ids"].shape[1]
+    assert [(image["total"], image["kept"]) for image in pruned["vision_pruning"]["images"]] == [(12, 4)]
