@@ -1,6 +1,6 @@
 """AsyncClient: the same calls for asyncio."""
 
-import asyncio
+from asyncio import sleep, to_thread
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -127,7 +127,7 @@ class AsyncClient:
                 delay = self._retries.delay(attempt, error)
                 if delay is None:
                     raise
-            await asyncio.sleep(delay)
+            await sleep(delay)
             attempt += 1
 
     async def _try(self, call: Call[Any], *, stream: bool) -> httpx.Response:
@@ -145,4 +145,4 @@ class AsyncClient:
 
 async def _user(image: Images, question: str) -> Message:
     # Reading and encoding take long enough to be felt on the event loop.
-    return await asyncio.to_thread(user, question, *sources(image))
+    return await to_thread(user, question, *sources(image))

@@ -1,8 +1,8 @@
 """Client: blocking calls to a covervlm server."""
 
-import time
 from collections.abc import Sequence
 from contextlib import closing
+from time import sleep
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -131,7 +131,7 @@ class Client:
                 delay = self._retries.delay(attempt, error)
                 if delay is None:
                     raise
-            time.sleep(delay)
+            sleep(delay)
             attempt += 1
 
     def _try(self, call: Call[Any], *, stream: bool) -> httpx.Response:

@@ -63,6 +63,6 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
-    monkeypatch.setattr("covervlm.clients.client.time.sleep", slept.append)
-    monkeypatch.setattr("covervlm.clients.async_client.asyncio.sleep", sleep)
+    monkeypatch.setattr("covervlm.clients.client.sleep", slept.append)
+    monkeypatch.setattr("covervlm.clients.async_client.sleep", sleep)
     return slept
