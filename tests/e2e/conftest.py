@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 import openai
 import pytest
 from demo_model.scenes import make_scene
+from demo_model.splits import FIRST_SEED
 from PIL import Image
 
 from covervlm.server import create_app
 from covervlm.server.settings import Settings
 from tests.server.api.live import live_server
 
-FIRST_SCENE = 70_000_000
-"""Scenes that neither training nor other tests draw."""
+FIRST_SCENE = FIRST_SEED["tests"]
 
 
 @pytest.fixture(scope="session")
