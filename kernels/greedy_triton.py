@@ -30,7 +30,7 @@ def greedy_kernel(  # type: ignore[no-untyped-def]
     picks,
     covered,
     messages,
-    iterations,
+    evaluations,
     n,
     rows,
     width,
@@ -63,9 +63,9 @@ def greedy_kernel(  # type: ignore[no-untyped-def]
     free = tl.load(allowed + item * n + index, mask=index < n, other=0) != 0
     keys = tl.where(free, (tl.full(index.shape, _UNKNOWN, tl.int64) << 32) | ((index ^ _LAST).to(tl.int64) << 1), -1)
 
-    evaluated = 0
     for step in range(tl.load(counts + item)):
         top = tl.max(keys)
+        evaluated = 0
         while (top > 0) & (top & 1 == 0):
             group = (((top >> 1 & _LAST) ^ _LAST).to(tl.int32) - first) // TOGETHER
             column = first + group * TOGETHER + tl.arange(0, TOGETHER)
@@ -103,8 +103,8 @@ def greedy_kernel(  # type: ignore[no-untyped-def]
             value = tl.load(columns + best.to(tl.int64) * column_stride + row, mask=row < rows, other=0.0)
             tl.store(covered + row, tl.maximum(have, value), mask=row < rows)
         tl.debug_barrier()
-    if COUNT:
-        tl.store(iterations + item * programs + program, evaluated)
+        if COUNT:
+            tl.store(evaluations + (item * width + step) * programs + program, evaluated)
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def select(affinity: Tensor, counts: Tensor, allowed: Tensor, width: int, check_
 def launch(
     affinity: Tensor, counts: Tensor, allowed: Tensor, width: int, *, capacity: int | None = None, count: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """One launch over the whole batch: the picks (B, width) and, if asked to count, the groups evaluated (B, programs).
+    """One launch over the whole batch: the picks (B, width) and the groups evaluated (B, width, programs) if counted.
 
     capacity: programs that may run at the same time, by default what the device surely holds.
     """
@@ -171,7 +171,7 @@ def launch(
     device = columns.device
     chosen = plan(n, rows, max(1, batch), _capacity(device) if capacity is None else capacity)
     picks = torch.full((batch, width), -1, dtype=torch.int64, device=device)
-    evaluated = torch.zeros((batch, chosen.programs), dtype=torch.int64, device=device)
+    evaluations = torch.zeros((batch, width, chosen.programs) if count else 1, dtype=torch.int64, device=device)
     if batch and width:
         covered = torch.empty((batch, chosen.programs, rows), device=device)
         messages = torch.zeros(
@@ -185,7 +185,7 @@ def launch(
                 picks,
                 covered,
                 messages,
-                evaluated,
+                evaluations,
                 n,
                 rows,
                 width,
@@ -196,7 +196,7 @@ def launch(
                 **chosen.constants,
                 **chosen.options,
             )
-    return picks, evaluated
+    return picks, evaluations
 
 
 def _capacity(device: torch.device) -> int:
