@@ -140,7 +140,7 @@ def _draw(path: Path, image: Any, kept: Any) -> None:
     if kept.grid is None:
         raise CommandError("this model's vision tokens form no single grid that could be drawn")
     try:
-        draw_overlay(image, kept.grid, kept.indices).save(path)
+        draw_overlay(image, kept.grid, kept.indices, box=kept.box).save(path)
     except OSError as error:
         raise CommandError(f"{path}: {error.strerror or error}") from None
     except ValueError as error:

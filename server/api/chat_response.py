@@ -78,7 +78,10 @@ class Usage(BaseModel):
 
 
 class PrunedImage(BaseModel):
-    """What became of one image's vision tokens; `indices` and `grid` (rows, columns) only where asked for."""
+    """What became of one image's vision tokens; `indices`, and where they lie, only where asked for.
+
+    `grid` is (rows, columns), `box` the area that it covers: (left, top, right, bottom) in pixels of the image.
+    """
 
     total: int
     kept: int
@@ -87,6 +90,7 @@ class PrunedImage(BaseModel):
     milliseconds: float
     indices: list[int] | None = None
     grid: tuple[int, int] | None = None
+    box: tuple[float, float, float, float] | None = None
 
     @classmethod
     def of(cls, report: ImageReport) -> Self:
@@ -98,7 +102,7 @@ class PrunedImage(BaseModel):
             milliseconds=round(report.milliseconds, 3),
         )
         if report.indices is not None:
-            image.indices, image.grid = list(report.indices), report.grid
+            image.indices, image.grid, image.box = list(report.indices), report.grid, report.box
         return image
 
 

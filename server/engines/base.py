@@ -132,7 +132,11 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class ImageReport:
-    """What pruning did to one image. `indices` count into the unpruned tokens, `grid` is (rows, columns)."""
+    """What pruning did to one image. `indices` count into the unpruned tokens, `grid` is (rows, columns).
+
+    `box` is the area that the grid covers: (left, top, right, bottom) in pixels of the image, smaller than the image
+    where the model crops it and larger where it pads. The three are there where `return_indices` asks for them.
+    """
 
     total: int
     kept: int
@@ -141,6 +145,7 @@ class ImageReport:
     milliseconds: float = 0.0
     indices: tuple[int, ...] | None = None
     grid: tuple[int, int] | None = None
+    box: tuple[float, float, float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ class Selector:
             if policy.return_indices:
                 chosen = kept[-1].positions
                 indices = range(len(image)) if chosen is None else chosen.tolist()
-                report = replace(report, indices=tuple(indices), grid=image.grid)
+                report = replace(report, indices=tuple(indices), grid=image.grid, box=image.box)
             reports.append(report)
         return kept, reports
 

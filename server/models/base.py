@@ -37,12 +37,14 @@ class ImageTokens:
     tokens: (n, d) projector outputs in the order in which the unpruned model reads them, newline tokens included.
     regions: the parts to prune; positions that no region names are read only when nothing is pruned.
     grid: (rows, columns) by which a client can draw the kept positions, None where tokens form no single grid.
+    box: (left, top, right, bottom) of the area that the grid covers, in pixels of the image; None without a grid.
     layout: whatever else the adapter needs to assemble a prompt, e.g. the merged grid of a Qwen image.
     """
 
     tokens: Tensor
     regions: tuple[Region, ...]
     grid: tuple[int, int] | None = None
+    box: tuple[float, float, float, float] | None = None
     layout: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:

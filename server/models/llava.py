@@ -32,6 +32,18 @@ def padding_patches(width: int, height: int, image_size: int = 336, patch_size: 
     return [row * side + column for row in range(side) for column in range(side) if padded[row if wide else column]]
 
 
+def viewed_area(width: int, height: int, image_processor: Any) -> tuple[float, float, float, float]:
+    """What of an image the tower sees: (left, top, right, bottom) in pixels, beyond the image where it is padded."""
+    seen_width, seen_height = float(width), float(height)
+    if getattr(image_processor, "do_pad", False):
+        seen_width = seen_height = float(max(width, height))
+    elif image_processor.do_center_crop and image_processor.size.shortest_edge:
+        scale = min(width, height) / image_processor.size.shortest_edge
+        seen_width, seen_height = image_processor.crop_size.width * scale, image_processor.crop_size.height * scale
+    left, top = (width - seen_width) / 2, (height - seen_height) / 2
+    return left, top, left + seen_width, top + seen_height
+
+
 class LlavaAdapter:
     """Any transformers checkpoint of `LlavaForConditionalGeneration` with a CLIP-type tower."""
 
@@ -65,9 +77,12 @@ class LlavaAdapter:
         return self.chat.tokenize(messages)
 
     def preprocess(self, image: Image) -> Mapping[str, Any]:
-        """pixel_values (3, H, W), and `allowed` (n,) bool where the processor pads to a square."""
+        """pixel_values (3, H, W), `box`, and `allowed` (n,) bool where the processor pads to a square."""
         image_processor = self.chat.image_processor
-        inputs: dict[str, Any] = {"pixel_values": image_processor(image, return_tensors="pt").pixel_values[0]}
+        inputs: dict[str, Any] = {
+            "pixel_values": image_processor(image, return_tensors="pt").pixel_values[0],
+            "box": viewed_area(*image.size, image_processor),
+        }
         if getattr(image_processor, "do_pad", False):
             vision = self.model.config.vision_config
             allowed = torch.ones(self._side**2, dtype=torch.bool)
@@ -90,7 +105,7 @@ class LlavaAdapter:
             # Cloned, so that a cached image does not keep the whole batch alive.
             cls_row = attention[i].clone() if attention is not None else None
             region = Region(positions, features[i].clone(), grid, allowed, cls_row)
-            images.append(ImageTokens(tokens=tokens[i].clone(), regions=(region,), grid=grid))
+            images.append(ImageTokens(tokens=tokens[i].clone(), regions=(region,), grid=grid, box=entry["box"]))
         return images
 
     @torch.inference_mode()

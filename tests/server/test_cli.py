@@ -64,6 +64,7 @@ def test_prune_prints_the_report_as_json(scripted, photo, capsys):
         "milliseconds": 1.25,
         "indices": [0, 1],
         "grid": [24, 24],
+        "box": [0.0, 0.0, 96.0, 96.0],
     }
 
 

@@ -46,7 +46,8 @@ def prompt_report(request: GenerationRequest) -> PromptReport:
             kept = min(IMAGE_TOKENS, counts[number] if isinstance(counts, tuple) else counts)
         indices = tuple(range(kept)) if policy.return_indices else None
         grid = (24, 24) if policy.return_indices else None
-        images.append(ImageReport(IMAGE_TOKENS, kept, policy.method, 0.5, 1.25, indices, grid))
+        box = (0.0, 0.0, 96.0, 96.0) if policy.return_indices else None
+        images.append(ImageReport(IMAGE_TOKENS, kept, policy.method, 0.5, 1.25, indices, grid, box))
     seconds = {"queue": 0.001, "preprocess": 0.002, "tower": 0.003, "selection": 0.004, "prefill": 0.005}
     return PromptReport(10 + sum(image.kept for image in images), tuple(images), seconds)
 

@@ -50,6 +50,7 @@ def test_the_pruning_report_tells_of_every_image_in_reading_order(client, red_pn
     ]
     assert report["images"][1]["indices"] == [0, 1, 2, 3, 4]
     assert report["images"][1]["grid"] == [24, 24]
+    assert report["images"][1]["box"] == [0, 0, 96, 96]
     assert report["images"][0]["coverage"] == 0.5
     assert report["images"][0]["milliseconds"] == 1.25
     assert set(report["seconds"]) == {"media", "queue", "preprocess", "tower", "selection", "prefill"}
@@ -63,6 +64,7 @@ def test_indices_stay_out_of_the_report_unless_asked_for(client, red_png):
     ][0]
     assert "indices" not in image
     assert "grid" not in image
+    assert "box" not in image
 
 
 def test_a_request_without_images_has_no_pruning_report(client):

@@ -67,6 +67,7 @@ def test_prune_answers_with_indices_and_generates_nothing(client, engine, red_pn
             "milliseconds": 1.25,
             "indices": [0, 1, 2],
             "grid": [24, 24],
+            "box": [0.0, 0.0, 96.0, 96.0],
         }
     ]
     assert answer["seconds"]["selection"] == 0.004
