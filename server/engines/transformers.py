@@ -34,7 +34,8 @@ from covervlm.server.models.registry import Checkpoint, load_adapter
 class TransformersEngineConfig:
     """How to load the model and how much to run at once.
 
-    max_running: answers decoded together. max_waiting: requests that may queue before new ones are refused.
+    max_running: answers decoded together. max_prefill_tokens: prompt tokens read between two decoding steps.
+    max_waiting: requests that may queue before new ones are refused.
     threads: torch's threads, None for its default. preprocess_workers: threads that tokenise and resize images.
     """
 
@@ -44,7 +45,7 @@ class TransformersEngineConfig:
     trust_remote_code: bool = False
     max_running: int = 32
     max_waiting: int = 256
-    max_prefill_tokens: int = 8192
+    max_prefill_tokens: int = 4096
     feature_cache_bytes: int = 512 * 2**20
     threads: int | None = None
     preprocess_workers: int = 2

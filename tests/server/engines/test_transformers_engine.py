@@ -244,8 +244,8 @@ async def test_an_image_the_tower_fails_on_takes_only_its_own_request(engine, as
 
 
 async def test_a_failed_step_loses_its_requests_and_not_the_engine(engine, ask, answer, scene, monkeypatch):
-    monkeypatch.setattr(engine._worker._batch, "step_mask", lambda: (_ for _ in ()).throw(RuntimeError("boom")))
-    with pytest.raises(EngineError):
+    with monkeypatch.context() as faulty, pytest.raises(EngineError):
+        faulty.setattr(engine._worker._runner, "decode", lambda *args: 1 / 0)
         await answer(engine, ask(scene(0), QUESTIONS[1]))
     assert (await answer(engine, ask(scene(0), QUESTIONS[0]))).choices[0].finish_reason == "stop"
 
@@ -313,13 +313,13 @@ async def test_the_running_batch_never_exceeds_its_limit(ask, answer, scene):
     engine = TransformersEngine(TransformersEngineConfig(str(model_path()), max_running=4, threads=1))
     await engine.start()
     seen = []
-    join = engine._worker._batch.join
+    join = engine._worker._runner._batch.join
 
     def watched(*args):
         join(*args)
-        seen.append(len(engine._worker._batch))
+        seen.append(len(engine._worker._runner._batch))
 
-    engine._worker._batch.join = watched
+    engine._worker._runner._batch.join = watched
     try:
         requests = mixed_requests(ask, scene, 12)
         done = await asyncio.gather(*(answer(engine, request) for request in requests))
