@@ -244,9 +244,10 @@ async def test_an_image_the_tower_fails_on_takes_only_its_own_request(engine, as
 
 
 async def test_a_failed_step_loses_its_requests_and_not_the_engine(engine, ask, answer, scene, monkeypatch):
-    with monkeypatch.context() as faulty, pytest.raises(EngineError):
+    with monkeypatch.context() as faulty:
         faulty.setattr(engine._worker._runner, "decode", lambda *args: 1 / 0)
-        await answer(engine, ask(scene(0), QUESTIONS[1]))
+        with pytest.raises(EngineError):
+            await answer(engine, ask(scene(0), QUESTIONS[1]))
     assert (await answer(engine, ask(scene(0), QUESTIONS[0]))).choices[0].finish_reason == "stop"
 
 
