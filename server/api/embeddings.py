@@ -5,7 +5,7 @@ import struct
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from covervlm.server.api.chat_request import ImageContent, Text, TextContent, Wire
 from covervlm.server.api.errors import MODEL_NOT_FOUND, RESPONSES, UNSUPPORTED_PARAMETER
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 Input = Text | TextContent | ImageContent
 
 
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
 class EmbeddingRequest(Wire):
     """OpenAI's body; beside strings, `input` takes image_url and text parts, alone or in a list."""
 
     model: str
-    input: Input | Annotated[list[Input], Field(min_length=1, max_length=2048)]
+    input: Annotated[list[Input], BeforeValidator(_as_list), Field(min_length=1, max_length=2048)]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
     user: Any = None
-
-    @property
-    def inputs(self) -> list[Input]:
-        return self.input if isinstance(self.input, list) else [self.input]
 
 
 class Embedding(BaseModel):
@@ -75,13 +75,12 @@ def router(service: "ClipService", loader: ImageLoader) -> APIRouter:
         if body.dimensions not in (None, service.dimensions):
             message = f"'dimensions' is not supported: this model's embeddings have {service.dimensions}."
             raise InvalidRequest(message, param="dimensions", code=UNSUPPORTED_PARAMETER)
-        images = {i: item for i, item in enumerate(body.inputs) if isinstance(item, ImageContent)}
-        single = not isinstance(body.input, list)
-        params = ["input" if single else f"input[{i}]" for i in images]
+        images = {i: item for i, item in enumerate(body.input) if isinstance(item, ImageContent)}
+        params = [f"input[{i}]" for i in images]
         loaded = dict(zip(images, await load_images(loader, list(images.values()), params), strict=True))
         inputs = [
             loaded[i] if i in loaded else item.text if isinstance(item, TextContent) else item
-            for i, item in enumerate(body.inputs)
+            for i, item in enumerate(body.input)
         ]
         embedded = await service.embed(inputs)
         data = [

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter, Request
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from covervlm.server.api.errors import RESPONSES
@@ -71,7 +72,7 @@ def router(service: "ClipService") -> APIRouter:
         await service.ready()
         return status(_found(service.jobs.get(owner(request), job), job))
 
-    @routes.get("/v1/jobs/{job}/events", response_class=EventStream)
+    @routes.get("/v1/jobs/{job}/events", response_class=StreamingResponse)
     async def watch_job(job: str, request: Request) -> EventStream:
         """Server-sent events: the job now and at every change, its final state, then [DONE]."""
         await service.ready()

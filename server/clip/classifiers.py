@@ -53,4 +53,6 @@ def read_classifier(data: bytes) -> ClassifierFile:
     lengths = proxies.norm(dim=0)
     if not bool(lengths.isfinite().all()) or not bool((lengths > 0).all()):
         raise BadTensors("The classifier's proxies hold NaN or infinity, or are zero.")
-    return ClassifierFile(classes, normalize(proxies, dim=0), float(temperature), fingerprint, about)
+    if bool(((lengths - 1).abs() > 1e-5).any()):
+        proxies = normalize(proxies, dim=0)
+    return ClassifierFile(classes, proxies, float(temperature), fingerprint, about)

@@ -254,7 +254,10 @@ class ClipService:
             fingerprint=self.encoder.fingerprint,
             about={**about, "method": "inmap", "images": len(features), "model": self.name, **last},
         )
-        self.store.add_classifier(owner, name, file.description(), file.pack(), job=job, progress=report.progress)
+        try:
+            self.store.add_classifier(owner, name, file.description(), file.pack(), job=job, progress=report.progress)
+        except NameTaken:
+            raise JobError("name_taken", str(_taken(name))) from None
 
     async def add_classifier(self, owner: str, name: str, data: bytes) -> Classifier:
         """Keep an uploaded classifier. Raises BadTensors, Conflict or QuotaExceeded."""
