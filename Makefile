@@ -5,12 +5,15 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP_ARGS ?=
 PORT ?= 8000
 
+OUT ?= results/demo-model
+
 VENV := .venv
+OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-TYPED := kernels pruners server
+TYPED := kernels pruners server clients
 
-.PHONY: serve test lint demo-model quality bench clean
+.PHONY: serve test test-oldest lint bench demo-model clean
 
 serve: $(READY)
 	$(BIN)/covervlm serve --port $(PORT)
@@ -18,10 +21,26 @@ serve: $(READY)
 test: $(READY)
 	$(BIN)/pytest
 
+# The oldest transformers release that is supported; the newest is in constraints.txt.
+test-oldest: $(OLDEST)/.ready
+	$(OLDEST)/bin/pytest tests/server/models tests/server/engines tests/server/clip
+
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	mkdir -p .typecheck/covervlm && for d in $(TYPED); do ln -sfn ../../$$d .typecheck/covervlm/$$d; done
-	$(BIN)/mypy -p covervlm.kernels -p covervlm.pruners -p covervlm.server
+	$(BIN)/mypy $(TYPED:%=-p covervlm.%)
+
+# Every figure of the README; the quality table takes most of the time.
+bench: $(READY)
+	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/batching.py
+	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/quality.py
+
+# About 75 minutes on one core. The result goes to OUT and replaces nothing.
+demo-model: $(READY)
+	$(BIN)/python benchmarks/demo_model/train.py --out $(OUT)
 
 # Exact versions come from constraints.txt. Pass PIP_ARGS to choose another torch build, e.g. one for your CUDA release.
 $(READY): pyproject.toml constraints.txt
@@ -29,5 +48,12 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[dev]"
 	touch $@
 
+$(OLDEST)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OLDEST)
+	grep -vE '^(transformers|huggingface_hub|hf-xet)==' constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c $(OLDEST)/constraints.txt \
+	    -e ".[dev]" transformers==5.16.1
+	touch $@
+
 clean:
-	rm -rf $(VENV) .typecheck build *.egg-info
+	rm -rf .venv .venv-* .typecheck build *.egg-info
