@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_settings import CliSettingsSource
 
+from covervlm.server.engines.registry import StartupError
 from covervlm.server.settings import Settings, SettingsError, one_line
 
 _SERVE = """Serve a model over an OpenAI-compatible HTTP API. Every option can also be set in the environment
@@ -33,7 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve a model over HTTP", description=_SERVE)
     options = CliSettingsSource[Settings](
-        Settings, root_parser=serve, cli_kebab_case=True, cli_hide_none_type=True, cli_avoid_json=True
+        Settings,
+        root_parser=serve,
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_implicit_flags=True,
     )
     _add_prune_arguments(commands.add_parser("prune", help="draw what pruning keeps", description=_PRUNE))
     commands.add_parser("version", help="print the version")
@@ -50,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(parsed.command, one_line(error), 2)
     except SettingsError as error:
         return _complain(parsed.command, str(error), 2)
-    except CommandError as error:
+    except (CommandError, StartupError) as error:
         return _complain(parsed.command, str(error), 1)
     except KeyboardInterrupt:
         return 130
@@ -64,12 +70,9 @@ def _complain(command: str, problem: str, status: int) -> int:
 
 def _serve(settings: Settings) -> None:
     # Imported here, because the web framework and torch take seconds that --help and mistakes need not wait for.
-    from covervlm.server.serving import StartupError, serve
+    from covervlm.server.serving import serve
 
-    try:
-        asyncio.run(serve(settings))
-    except StartupError as error:
-        raise CommandError(str(error)) from None
+    asyncio.run(serve(settings))
 
 
 def _add_prune_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +100,7 @@ async def _prune(arguments: argparse.Namespace) -> None:
         PruningPolicy,
         TextPart,
     )
-    from covervlm.server.engines.registry import build_engine
+    from covervlm.server.engines.registry import start_engine
     from covervlm.server.media import ImageLimits, image_part
 
     chosen = {name: getattr(arguments, name) for name in ("method", "model", "device", "dtype")}
@@ -114,12 +117,11 @@ async def _prune(arguments: argparse.Namespace) -> None:
     except InvalidRequest as error:
         raise CommandError(f"{arguments.image}: {error}") from None
 
-    engine = build_engine(settings)
+    engine = await start_engine(settings)
     try:
-        await engine.start()
         message = Message("user", (image, TextPart(arguments.question)))
         report = await engine.prune(GenerationRequest("prune", (message,), pruning=policy))
-    except (OSError, ValueError, EngineError) as error:
+    except EngineError as error:
         raise CommandError(str(error)) from None
     finally:
         await engine.stop()

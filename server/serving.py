@@ -1,6 +1,7 @@
 """Runs the server in the foreground: port, model, banner, and an orderly end."""
 
 import json
+import logging
 import shlex
 import socket
 
@@ -8,12 +9,8 @@ import uvicorn
 
 from covervlm.server.app import create_app
 from covervlm.server.demo import example_scenes
-from covervlm.server.engines.registry import build_engine
+from covervlm.server.engines.registry import StartupError, start_engine
 from covervlm.server.settings import Settings
-
-
-class StartupError(Exception):
-    """The server cannot start; the message is one line."""
 
 
 class Server(uvicorn.Server):
@@ -30,12 +27,10 @@ class Server(uvicorn.Server):
 
 async def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises SettingsError or StartupError where that cannot begin."""
+    logging.basicConfig(format="%(levelname)s:     %(name)s: %(message)s")
+    logging.getLogger("covervlm").setLevel(settings.log_level.upper())
     listener = _bind(settings)
-    engine = build_engine(settings)
-    try:
-        await engine.start()
-    except (OSError, ValueError) as error:
-        raise StartupError(f"cannot load the model {settings.model!r}: {error}") from None
+    engine = await start_engine(settings)
     app = create_app(settings, engine)
     config = uvicorn.Config(app, log_level=settings.log_level, timeout_graceful_shutdown=30)
     await Server(config, banner(settings, _url(listener))).serve([listener])

@@ -1,14 +1,21 @@
 """Every engine by name; an engine's module, and torch with it, is imported when the engine is built."""
 
+import logging
 from importlib import import_module
 from typing import Any
 
 from covervlm.server.engines.base import Engine
 from covervlm.server.settings import Settings, SettingsError
 
+log = logging.getLogger(__name__)
+
 _ENGINES: dict[str, tuple[str, str]] = {
     "transformers": ("covervlm.server.engines.transformers", "TransformersEngine"),
 }
+
+
+class StartupError(Exception):
+    """The server cannot start; the message is one line."""
 
 
 def engine_names() -> list[str]:
@@ -40,6 +47,19 @@ def build_engine(settings: Settings) -> Engine:
         trust_remote_code=False,
     )
     engine: Engine = getattr(module, class_name)(config)
+    return engine
+
+
+async def start_engine(settings: Settings) -> Engine:
+    """The engine that the settings ask for, ready for requests. Raises SettingsError or StartupError."""
+    engine = build_engine(settings)
+    try:
+        await engine.start()
+    except Exception as error:
+        # Checkpoints, devices and memory fail in many ways; the first line says which, the traceback helps a developer.
+        log.debug("the engine did not start", exc_info=error)
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise StartupError(f"cannot load the model {settings.model!r}: {reason}") from None
     return engine
 
 

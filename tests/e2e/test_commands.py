@@ -86,10 +86,12 @@ def test_a_port_in_use_is_one_line_and_loads_no_model():
     assert done.stderr == f"covervlm serve: error: cannot listen on 127.0.0.1 port {port}: Address already in use\n"
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_server_without_a_traceback(tmp_path):
-    done = run("serve", "--port", "0", "--model", str(tmp_path))
+@pytest.mark.parametrize(("option", "value"), [("--model", "{tmp_path}"), ("--device", "abacus")])
+def test_a_model_that_cannot_be_loaded_ends_the_server_in_one_line(tmp_path, option, value):
+    done = run("serve", "--port", "0", option, value.format(tmp_path=tmp_path))
     assert done.returncode == 1
-    assert f"covervlm serve: error: cannot load the model '{tmp_path}'" in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("covervlm serve: error: cannot load the model ")
     assert "Traceback" not in done.stderr
 
 

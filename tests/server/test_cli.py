@@ -119,6 +119,15 @@ def test_prune_says_in_one_line_what_the_engine_refuses(scripted, photo, capsys)
     assert capsys.readouterr().err == "covervlm prune: error: There is no pruning method 'magic'.\n"
 
 
+def test_prune_says_in_one_line_why_the_model_does_not_load(scripted, photo, capsys):
+    async def start():
+        raise RuntimeError("no memory\nfor this")
+
+    scripted.start = start
+    assert cli.main(["prune", str(photo), "What?"]) == 1
+    assert capsys.readouterr().err == "covervlm prune: error: cannot load the model 'demo': no memory\n"
+
+
 @pytest.mark.parametrize(
     "code",
     [
