@@ -31,7 +31,7 @@ class Classifier:
     created: float
     about: Mapping[str, Any]
     blob: str
-    bytes: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Session:
     created: float
     about: Mapping[str, Any]
     blob: str
-    bytes: int
+    size: int
     observed: int
     state: bytes
 
@@ -95,8 +95,8 @@ class Store:
     def usage(self, owner: str) -> int:
         """Bytes of the owner's files and session states."""
         row = self._db.row(
-            "SELECT (SELECT coalesce(sum(bytes), 0) FROM classifiers WHERE owner = ?1) +"
-            " (SELECT coalesce(sum(bytes + length(state)), 0) FROM sessions WHERE owner = ?1)",
+            "SELECT (SELECT coalesce(sum(size), 0) FROM classifiers WHERE owner = ?1) +"
+            " (SELECT coalesce(sum(size + length(state)), 0) FROM sessions WHERE owner = ?1)",
             owner,
         )
         return int(row[0]) if row else 0
@@ -211,7 +211,7 @@ class Store:
 
     def sessions(self, owner: str) -> list[Session]:
         """Without their states, which are large."""
-        columns = "id, owner, created, about, blob, bytes, observed, x'' AS state"
+        columns = "id, owner, created, about, blob, size, observed, x'' AS state"
         rows = self._db.rows(f"SELECT {columns} FROM sessions WHERE owner = ? ORDER BY created", owner)
         return [_session(row) for row in rows]
 

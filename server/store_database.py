@@ -13,7 +13,7 @@ from typing import Any
 SCHEMA = """
 CREATE TABLE classifiers (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, name TEXT NOT NULL, created REAL NOT NULL,
-    about TEXT NOT NULL, blob TEXT NOT NULL, bytes INTEGER NOT NULL, UNIQUE (owner, name)
+    about TEXT NOT NULL, blob TEXT NOT NULL, size INTEGER NOT NULL, UNIQUE (owner, name)
 );
 CREATE TABLE jobs (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, kind TEXT NOT NULL, state TEXT NOT NULL, created REAL NOT NULL,
@@ -22,7 +22,7 @@ CREATE TABLE jobs (
 CREATE INDEX jobs_by_owner ON jobs (owner, created);
 CREATE TABLE sessions (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, created REAL NOT NULL,
-    about TEXT NOT NULL, blob TEXT NOT NULL, bytes INTEGER NOT NULL, observed INTEGER NOT NULL, state BLOB NOT NULL
+    about TEXT NOT NULL, blob TEXT NOT NULL, size INTEGER NOT NULL, observed INTEGER NOT NULL, state BLOB NOT NULL
 );
 CREATE TABLE answers (
     session TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE, key TEXT NOT NULL, number INTEGER NOT NULL,

@@ -5,6 +5,7 @@ import struct
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter
+from PIL.Image import Image
 from pydantic import BaseModel, BeforeValidator, Field
 
 from covervlm.server.api.chat_request import ImageContent, Text, TextContent, Wire
@@ -78,8 +79,8 @@ def router(service: "ClipService", loader: ImageLoader) -> APIRouter:
         images = {i: item for i, item in enumerate(body.input) if isinstance(item, ImageContent)}
         params = [f"input[{i}]" for i in images]
         loaded = dict(zip(images, await load_images(loader, list(images.values()), params), strict=True))
-        inputs = [
-            loaded[i] if i in loaded else item.text if isinstance(item, TextContent) else item
+        inputs: list[str | Image] = [
+            loaded[i] if isinstance(item, ImageContent) else item.text if isinstance(item, TextContent) else item
             for i, item in enumerate(body.input)
         ]
         embedded = await service.embed(inputs)

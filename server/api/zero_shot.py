@@ -221,7 +221,7 @@ def tensors_file(data: bytes, name: str) -> Response:
 
 def _card(entry: Classifier) -> ClassifierCard:
     return ClassifierCard(
-        id=entry.id, name=entry.name, created=int(entry.created), bytes=entry.bytes, about=dict(entry.about)
+        id=entry.id, name=entry.name, created=int(entry.created), bytes=entry.size, about=dict(entry.about)
     )
 
 

@@ -27,7 +27,7 @@ class ClusteringRequest:
     clusters: int | None = None
     method: Method = "multi_map"
     seed: int = 0
-    parameters: Mapping[str, float] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def full_prompt(self) -> str:
@@ -53,7 +53,7 @@ def cluster(
         fitted = multi_map(images, tower, concept, references, progress=progress, **request.parameters)
         points, nearest = fitted.points, fitted.words
     elif request.method == "multi_sub":
-        parameters = {"seed": request.seed, **request.parameters}
+        parameters: dict[str, Any] = {"seed": request.seed, **request.parameters}
         fitted = multi_sub(hidden, projection, tower, references, progress=progress, **parameters)
         points, nearest = fitted.points, fitted.words
     else:

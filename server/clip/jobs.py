@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -93,7 +93,7 @@ class JobRunner:
             raise TooManyJobs
         job = await asyncio.to_thread(self._store.add_job, owner, kind)
         loop = asyncio.get_running_loop()
-        entry = _Running(owner, Reporter(lambda: loop.call_soon_threadsafe(self._notify, entry) and None))
+        entry = _Running(owner, Reporter(lambda: _tell(loop, entry)))
         self._running[job.id] = entry
         task = loop.create_task(self._run(job.id, entry, work(job.id)))
         self._tasks.add(task)
@@ -112,7 +112,7 @@ class JobRunner:
         jobs = [self.get(owner, job.id) for job in self._store.jobs(owner)]
         return [job for job in jobs if job is not None]
 
-    async def watch(self, owner: str, job: str) -> AsyncIterator[Job]:
+    async def watch(self, owner: str, job: str) -> AsyncGenerator[Job, None]:
         """The job now and after every change, its final state last; slow readers miss states only in between."""
         while (current := self.get(owner, job)) is not None:
             entry = self._running.get(job)
@@ -131,7 +131,7 @@ class JobRunner:
         entry.reporter.cancel()
         if entry.state == "queued":
             await asyncio.to_thread(self._store.finish_job, job, "cancelled")
-            self._notify(entry)
+            _notify(entry)
         return self.get(owner, job)
 
     async def stop(self) -> None:
@@ -148,7 +148,7 @@ class JobRunner:
             await loop.run_in_executor(self._pool, self._work, job, entry, work, loop)
         finally:
             del self._running[job]
-            self._notify(entry)
+            _notify(entry)
 
     def _work(self, job: str, entry: _Running, work: Work, loop: asyncio.AbstractEventLoop) -> None:
         """In the pool's thread: run, and store the outcome before anybody is told of it."""
@@ -157,7 +157,7 @@ class JobRunner:
             entry.reporter.check()
             self._store.start_job(job)
             entry.state = "running"
-            loop.call_soon_threadsafe(self._notify, entry)
+            _tell(loop, entry)
             result = work(entry.reporter)
             finish(job, "succeeded", progress=entry.reporter.progress, result=result)
         except Cancelled:
@@ -174,8 +174,13 @@ class JobRunner:
                 job, "failed", progress=entry.reporter.progress, error={"code": "internal_error", "message": message}
             )
 
-    @staticmethod
-    def _notify(entry: _Running) -> None:
-        """Wake all who wait now; who waits next waits for the next change."""
-        entry.changed.set()
-        entry.changed = asyncio.Event()
+
+def _notify(entry: _Running) -> None:
+    """Wake all who wait now; who waits next waits for the next change."""
+    entry.changed.set()
+    entry.changed = asyncio.Event()
+
+
+def _tell(loop: asyncio.AbstractEventLoop, entry: _Running) -> None:
+    """From the job's thread."""
+    loop.call_soon_threadsafe(_notify, entry)

@@ -16,7 +16,7 @@ class PromptTower:
     other threads may use the model meanwhile. One tower serves one thread at a time.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, prompt: str, *, padding_length: int | None) -> None:
+    def __init__(self, model: Any, tokenizer: Any, prompt: str, *, padding_length: int | None) -> None:
         if not prompt.endswith("*") or prompt.count("*") != 1:
             raise ValueError("the prompt must end in '*', the place of the word")
         tokenizer = copy.deepcopy(tokenizer)

@@ -3,9 +3,7 @@
 import asyncio
 import functools
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,28 +11,24 @@ from typing import Any, Literal
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from covervlm.server.clip.batching import MicroBatcher
+from covervlm.server.clip.batched_encoder import BatchedEncoder
 from covervlm.server.clip.classifiers import ClassifierFile, read_classifier
 from covervlm.server.clip.clustering import ClusteringRequest, cluster
-from covervlm.server.clip.encoder import ClipEncoder, TextTooLong
+from covervlm.server.clip.encoder import ClipEncoder
 from covervlm.server.clip.inmap import fit_vision_proxies
 from covervlm.server.clip.jobs import JobError, JobRunner, Reporter, TooManyJobs, Work
 from covervlm.server.clip.onzeta import OnlinePrediction
 from covervlm.server.clip.sessions import Sessions, SnapshotInterval
-from covervlm.server.clip.templates import check_class_names, check_templates, prompts
 from covervlm.server.clip.tensors import BadTensors, read_embeddings
 from covervlm.server.clip.uploads import Uploads
 from covervlm.server.clip.words import UnusableWords
-from covervlm.server.engines.base import EngineError, EngineUnavailable, InvalidRequest
+from covervlm.server.engines.base import EngineError, EngineUnavailable
 from covervlm.server.resources import Conflict, NotFound, QuotaExceeded
 from covervlm.server.store import Classifier, Job, NameTaken, Store
 from covervlm.server.store_database import Database, StoreError
 
 log = logging.getLogger(__name__)
-
-_JOB_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -71,9 +65,6 @@ class ClipService:
         name: str,
         quotas: Quotas | None = None,
         interval: SnapshotInterval | None = None,
-        max_batch: int = 16,
-        max_waiting: int = 4096,
-        preprocess_threads: int = 2,
     ) -> None:
         """`load` makes the encoder when the service starts; without a data folder nothing outlives the process."""
         self.name = name
@@ -82,10 +73,6 @@ class ClipService:
         self._load = load
         self._data_folder = data_folder
         self._interval = interval or SnapshotInterval()
-        self._limits = {"max_batch": max_batch, "max_waiting": max_waiting}
-        self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="clip")
-        self._preprocess = ThreadPoolExecutor(preprocess_threads, thread_name_prefix="clip-preprocess")
-        self._proxies: OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = OrderedDict()
         self._starting = asyncio.Lock()
         self._state: Literal["new", "ready", "stopped"] = "new"
 
@@ -96,16 +83,14 @@ class ClipService:
                 return
             store = Store(await asyncio.to_thread(Database, self._data_folder))
             try:
-                loop = asyncio.get_running_loop()
-                self.encoder = await loop.run_in_executor(self._model_thread, self._load)
+                self.encoder = await asyncio.to_thread(self._load)
             except BaseException:
                 store.close()
                 raise
             self.store = store
             self.jobs = JobRunner(store, max_unfinished=self.quotas.unfinished_jobs)
             self.sessions = Sessions(store, self._interval)
-            self._pixels = MicroBatcher[Tensor, Tensor](self.encoder.embed_pixels, self._model_thread, **self._limits)
-            self._texts = MicroBatcher[list[int], Tensor](self.encoder.embed_ids, self._model_thread, **self._limits)
+            self.batched = BatchedEncoder(self.encoder)
             self._state = "ready"
 
     async def ready(self) -> None:
@@ -127,8 +112,7 @@ class ClipService:
             await self.jobs.stop()
             await self.sessions.stop()
             self.store.close()
-        self._model_thread.shutdown(wait=True)
-        self._preprocess.shutdown(wait=True)
+            self.batched.close()
 
     @property
     def dimensions(self) -> int:
@@ -140,12 +124,14 @@ class ClipService:
         """Texts and images, in order. Raises InvalidRequest for a text that is too long, naming its place."""
         texts = [(i, item) for i, item in enumerate(inputs) if isinstance(item, str)]
         images = [(i, item) for i, item in enumerate(inputs) if not isinstance(item, str)]
-        ids = await self._tokenize([text for _, text in texts], param=lambda k: f"input[{texts[k][0]}]")
-        text_rows, image_rows = await asyncio.gather(self._texts(ids), self._images([image for _, image in images]))
+        (text_rows, tokens), image_rows = await asyncio.gather(
+            self.batched.texts([text for _, text in texts], param=lambda k: f"input[{texts[k][0]}]"),
+            self.batched.images([image for _, image in images]),
+        )
         rows: dict[int, Tensor] = dict(zip([i for i, _ in texts], text_rows, strict=True))
         rows |= dict(zip([i for i, _ in images], image_rows, strict=True))
         vectors = [rows[i].numpy().astype("<f4").tobytes() for i in range(len(inputs))]
-        return Embeddings(vectors, self.dimensions, sum(len(tokens) for tokens in ids))
+        return Embeddings(vectors, self.dimensions, tokens)
 
     async def classify(
         self,
@@ -166,33 +152,10 @@ class ClipService:
             names, proxies, temperature = stored.classes, stored.proxies, stored.temperature
         else:
             names = list(classes or ())
-            proxies, temperature = await self.class_proxies(names, templates), self.encoder.temperature
-        features = torch.stack(await self._images(images))
+            proxies, temperature = await self.batched.class_proxies(names, templates), self.encoder.temperature
+        features = torch.stack(await self.batched.images(images))
         probabilities = torch.softmax(features @ proxies / temperature, dim=1)
         return names, [ranked(row, names, top) for row in probabilities]
-
-    async def class_proxies(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-        """(d, K) text proxies, from a small cache. Raises InvalidRequest for names that make no classifier."""
-        try:
-            check_class_names(names)
-        except ValueError as error:
-            raise InvalidRequest(f"{str(error)[:1].upper()}{str(error)[1:]}.", param="classes") from None
-        try:
-            check_templates(templates)
-        except ValueError as error:
-            raise InvalidRequest(f"{str(error)[:1].upper()}{str(error)[1:]}.", param="templates") from None
-        key = (tuple(names), tuple(templates))
-        if key not in self._proxies:
-            ids = await self._tokenize(prompts(names, templates), param=lambda k: f"classes[{k // len(templates)}]")
-            rows: list[Tensor] = []
-            for start in range(0, len(ids), 64):
-                rows += await self._texts(ids[start : start + 64])
-            means = torch.stack(rows).unflatten(0, (len(names), len(templates))).mean(dim=1)
-            self._proxies[key] = normalize(means, dim=1).T.contiguous()
-            while len(self._proxies) > 16:
-                self._proxies.popitem(last=False)
-        self._proxies.move_to_end(key)
-        return self._proxies[key]
 
     # Classifiers.
 
@@ -213,7 +176,7 @@ class ClipService:
         parts = [self.uploads.get(owner, upload) for upload in uploads]
         if embeddings is not None:
             parts.append(await asyncio.to_thread(read_embeddings, embeddings, self.dimensions))
-        text = await self.class_proxies(classes, templates)
+        text = await self.batched.class_proxies(classes, templates)
         about = {"classes": list(classes), "templates": list(templates), "parameters": dict(parameters)}
 
         def work(job: str) -> Work:
@@ -234,7 +197,7 @@ class ClipService:
     ) -> None:
         """In the jobs' thread."""
         if images:
-            parts = [*parts, self._in_batches(self.encoder.embed_pixels, images, report)]
+            parts = [*parts, self.batched.in_batches(self.encoder.embed_pixels, images, _encoding(report, images))]
         features = torch.cat(parts)
         before = 0.5 if images else 0.0
         total = int(about["parameters"]["iterations"])
@@ -314,7 +277,7 @@ class ClipService:
     ) -> dict[str, Any]:
         """A new OnZeta stream."""
         await self._check_room(owner, session=True)
-        proxies = await self.class_proxies(classes, templates)
+        proxies = await self.batched.class_proxies(classes, templates)
         about = {"classes": list(classes), "templates": list(templates), "horizon": horizon}
         about |= {"parameters": dict(parameters), "model": self.name, "fingerprint": self.encoder.fingerprint}
         return await self.sessions.create(owner, about, proxies)
@@ -337,7 +300,7 @@ class ClipService:
                 data.append({"index": prediction.index, "top": best})
             return {"data": data, "observed": predictions[-1].index + 1}
 
-        features = torch.stack(await self._images(images))
+        features = torch.stack(await self.batched.images(images))
         return await self.sessions.observe(owner, session, features, render, key=key, digest=digest)
 
     # Clusterings.
@@ -358,7 +321,7 @@ class ClipService:
             if ask_words is not None:
                 report(0.0, phase="asking for reference words")
                 settled = replace(wanted, words=_asked(ask_words, loop))
-            hidden = self._in_batches(self.encoder.hidden_pixels, list(images), report)
+            hidden = self.batched.in_batches(self.encoder.hidden_pixels, images, _encoding(report, images))
             result = cluster(
                 hidden,
                 self.encoder.visual_projection(),
@@ -373,32 +336,6 @@ class ClipService:
         return await self._submit(owner, "clustering", lambda _: run)
 
     # Shared steps.
-
-    async def _images(self, images: Sequence[Image]) -> list[Tensor]:
-        loop = asyncio.get_running_loop()
-        run = functools.partial(loop.run_in_executor, self._preprocess, self.encoder.preprocess)
-        return await self._pixels(await asyncio.gather(*(run(image) for image in images)))
-
-    async def _tokenize(self, texts: list[str], *, param: Callable[[int], str]) -> list[list[int]]:
-        if not texts:
-            return []
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._preprocess, self.encoder.tokenize, texts)
-        except TextTooLong as error:
-            message = f"{str(error)[:1].upper()}{str(error)[1:]}."
-            raise InvalidRequest(message, param=param(error.index), code="context_length_exceeded") from None
-
-    def _in_batches(
-        self, encode: Callable[[Sequence[Tensor]], Tensor], images: list[Image], report: Reporter
-    ) -> Tensor:
-        """In a job's thread: encode images between other callers' batches, as the first half of the job."""
-        parts = []
-        for start in range(0, len(images), _JOB_BATCH):
-            report(0.5 * start / len(images), phase="encoding", images=start)
-            pixels = [self.encoder.preprocess(image) for image in images[start : start + _JOB_BATCH]]
-            parts.append(self._model_thread.submit(encode, pixels).result())
-        return torch.cat(parts)
 
     async def _submit(self, owner: str, kind: str, work: Callable[[str], Work]) -> Job:
         try:
@@ -420,6 +357,11 @@ class ClipService:
             raise QuotaExceeded(f"There are {quotas.sessions} sessions, the most allowed; delete one first.")
         if self.store.usage(owner) + size > quotas.bytes:
             raise QuotaExceeded(f"Classifiers and sessions take {quotas.bytes} bytes, the most allowed; delete some.")
+
+
+def _encoding(report: Reporter, images: Sequence[Image]) -> Callable[[int], None]:
+    """Tells of encoding as the first half of a job."""
+    return lambda done: report(0.5 * done / len(images), phase="encoding", images=done)
 
 
 def ranked(probabilities: Tensor, names: Sequence[str], top: int) -> list[tuple[str, float]]:

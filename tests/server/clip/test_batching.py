@@ -1,0 +1,96 @@
+"""Micro-batches: callers share them, keep their order, and do not suffer for each other."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from covervlm.server.clip.batching import MicroBatcher
+from covervlm.server.engines.base import EngineOverloaded
+
+
+class Model:
+    """Doubles numbers, remembers its batches, and waits at a gate; 13 is bad."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.entered = threading.Semaphore(0)
+        self.gate = threading.Event()
+
+    def __call__(self, items):
+        self.batches.append(list(items))
+        self.entered.release()
+        assert self.gate.wait(30)
+        if 13 in items:
+            raise ValueError("13 is bad")
+        return [2 * item for item in items]
+
+
+@pytest.fixture
+def model():
+    return Model()
+
+
+@pytest.fixture
+def batcher(model):
+    with ThreadPoolExecutor(1) as pool:
+        yield MicroBatcher(model, pool, max_batch=4, max_waiting=10)
+        model.gate.set()
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_a_lone_request_starts_at_once_and_waiting_ones_share_batches(batcher, model):
+    first = asyncio.create_task(batcher([1]))
+    await asyncio.to_thread(model.entered.acquire)
+    others = [asyncio.create_task(batcher([10 * i, 10 * i + 1])) for i in range(1, 4)]
+    await settle()
+    model.gate.set()
+    assert await first == [2]
+    assert [await other for other in others] == [[20, 22], [40, 42], [60, 62]]
+    assert model.batches == [[1], [10, 11, 20, 21], [30, 31]]
+
+
+async def test_a_bad_item_fails_its_caller_only(batcher, model):
+    model.gate.set()
+    good, bad, fine = await asyncio.gather(batcher([1]), batcher([2, 13]), batcher([3]), return_exceptions=True)
+    assert (good, fine) == ([2], [6])
+    assert isinstance(bad, ValueError)
+
+
+async def test_too_many_waiting_items_are_refused_at_once(batcher, model):
+    first = asyncio.create_task(batcher([1]))
+    await asyncio.to_thread(model.entered.acquire)
+    waiting = asyncio.create_task(batcher(list(range(9))))
+    await settle()
+    with pytest.raises(EngineOverloaded):
+        await batcher([1, 2])
+    model.gate.set()
+    await asyncio.gather(first, waiting)
+
+
+async def test_one_request_may_be_larger_than_the_queue(batcher, model):
+    model.gate.set()
+    assert await batcher(list(range(13))) == [2 * i for i in range(13)]
+
+
+async def test_items_of_a_caller_that_went_away_are_not_worked_on(batcher, model):
+    first = asyncio.create_task(batcher([1]))
+    await asyncio.to_thread(model.entered.acquire)
+    gone, stays = asyncio.create_task(batcher([5, 6])), asyncio.create_task(batcher([7]))
+    await settle()
+    gone.cancel()
+    await settle()
+    model.gate.set()
+    assert await stays == [14]
+    await first
+    assert model.batches == [[1], [7]]
+
+
+async def test_no_items_need_no_model(batcher, model):
+    assert await batcher([]) == []
+    assert model.batches == []

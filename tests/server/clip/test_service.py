@@ -1,0 +1,139 @@
+"""What the CLIP service keeps to itself: quotas, the cache of proxies, shared batches, and nothing on disk."""
+
+import asyncio
+import io
+
+import numpy as np
+import pytest
+import pytest_asyncio
+from PIL import Image
+
+from covervlm.server.clip.encoder import ClipEncoder
+from covervlm.server.clip.service import ClipService, Quotas
+from covervlm.server.clip.templates import ENSEMBLE
+from covervlm.server.demo import clip_path
+from covervlm.server.engines.base import EngineUnavailable
+from covervlm.server.resources import QuotaExceeded
+
+NAMES = ["star", "ring", "cross"]
+FIT = {"iterations": 5, "tau_vision": 0.04}
+
+
+def picture(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (50, 50, 3), dtype=np.uint8))
+
+
+@pytest_asyncio.fixture
+async def service(tmp_path):
+    quotas = Quotas(classifiers=1, sessions=1, unfinished_jobs=1, upload_bytes=10_000)
+    service = ClipService(lambda: ClipEncoder(str(clip_path()), device="cpu"), tmp_path, name="c", quotas=quotas)
+    await service.start()
+    yield service
+    await service.stop()
+
+
+async def fit(service: ClipService, owner: str, name: str) -> str:
+    job = await service.fit_classifier(
+        owner, name, classes=NAMES, templates=ENSEMBLE, images=[picture(1)], embeddings=None, uploads=[], parameters=FIT
+    )
+    async for state in service.jobs.watch(owner, job.id):
+        last = state
+    return last.state
+
+
+async def session(service: ClipService, owner: str) -> dict:
+    return await service.open_session(owner, classes=NAMES, templates=ENSEMBLE, horizon=5, parameters={})
+
+
+async def test_quotas_hold_for_each_owner_and_deletion_makes_room(service):
+    assert await fit(service, "me", "one") == "succeeded"
+    with pytest.raises(QuotaExceeded):
+        await fit(service, "me", "two")
+    assert await fit(service, "you", "one") == "succeeded"
+    await service.delete_classifier("me", "one")
+    assert await fit(service, "me", "two") == "succeeded"
+
+    first = await session(service, "me")
+    with pytest.raises(QuotaExceeded):
+        await session(service, "me")
+    await session(service, "you")
+    await service.sessions.delete("me", first["id"])
+    await session(service, "me")
+
+
+async def test_unfinished_jobs_are_limited(service):
+    release = asyncio.Event()
+
+    async def words():
+        await release.wait()
+        return ["red", "green"]
+
+    job = await service.start_clustering("me", [picture(1), picture(2)], words, aspect="color", words=())
+    with pytest.raises(QuotaExceeded):
+        await service.start_clustering("me", [picture(1), picture(2)], None, aspect="color", words=("red", "green"))
+    release.set()
+    async for state in service.jobs.watch("me", job.id):
+        last = state
+    assert last.state == "succeeded", last.error
+
+
+async def test_uploads_are_limited(service):
+    def npy(rows: int) -> bytes:
+
+        buffer = io.BytesIO()
+        np.save(buffer, np.ones((rows, 64), np.float32))
+        return buffer.getvalue()
+
+    upload, _ = await service.upload("me", npy(30))
+    with pytest.raises(QuotaExceeded):
+        await service.upload("me", npy(30))
+    await service.upload("you", npy(30))
+    service.uploads.remove("me", upload)
+    await service.upload("me", npy(30))
+
+
+async def test_class_proxies_are_computed_once_and_as_the_encoder_does(service, monkeypatch):
+    first = await service.batched.class_proxies(NAMES, ENSEMBLE)
+    reference = service.encoder.class_proxies(NAMES)
+    assert (first - reference).abs().max() < 1e-5
+    monkeypatch.setattr(service.batched, "texts", None)
+    assert await service.batched.class_proxies(NAMES, ENSEMBLE) is first
+
+
+async def test_callers_share_the_models_batches(service, monkeypatch):
+    sizes = []
+    plain = service.batched._pixels._run
+    monkeypatch.setattr(service.batched._pixels, "_run", lambda items: sizes.append(len(items)) or plain(items))
+    alone = [await service.embed([picture(i)]) for i in range(6)]
+    together = await asyncio.gather(*(service.embed([picture(i)]) for i in range(6)))
+    for one, shared in zip(alone, together, strict=True):
+        ours = np.frombuffer(one.vectors[0], "<f4")
+        np.testing.assert_allclose(np.frombuffer(shared.vectors[0], "<f4"), ours, atol=1e-5)
+    assert sizes[:6] == [1] * 6
+    assert sum(sizes[6:]) == 6
+
+
+async def test_no_image_and_no_feature_reaches_the_disk(service, tmp_path):
+    image = picture(3)
+    opened = await session(service, "me")
+    await service.observe("me", opened["id"], [image], top=1, key="k", digest="d")
+    assert await fit(service, "me", "one") == "succeeded"
+    await service.sessions.snapshot("me", opened["id"])
+    feature = (await service.embed([image])).vectors[0]
+    on_disk = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert len(on_disk) > 10_000
+    for needle in (feature[:32], feature[64:96], image.tobytes()[:32]):
+        assert needle not in on_disk
+
+
+async def test_a_service_that_cannot_start_or_has_stopped_says_so(tmp_path):
+    def fail() -> ClipEncoder:
+        raise ValueError("/secret/path is no CLIP")
+
+    service = ClipService(fail, tmp_path, name="c")
+    with pytest.raises(EngineUnavailable, match="cannot be loaded") as caught:
+        await service.ready()
+    assert "secret" not in str(caught.value)
+    await service.stop()
+    with pytest.raises(EngineUnavailable, match="shutting down"):
+        await service.ready()
