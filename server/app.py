@@ -7,7 +7,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from covervlm.server.agent import build_agent
-from covervlm.server.api import chat, clip, errors, models, ops
+from covervlm.server.api import chat, clip, errors, models, ops, playground
 from covervlm.server.api.boundary import Boundary
 from covervlm.server.api.metrics import Metrics
 from covervlm.server.api.prepare import Preparation
@@ -62,6 +62,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     app.include_router(chat.router(engine, prepare, metrics))
     app.include_router(models.router(engine, settings))
     app.include_router(ops.router(engine, metrics))
+    app.include_router(playground.router(engine, settings))
     if clip_service is not None:
         app.include_router(clip.router(clip_service, loader, build_words(engine, settings)))
     return app
