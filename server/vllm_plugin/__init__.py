@@ -1,0 +1,41 @@
+"""Pruning inside vLLM's model path: registers model classes that replace vLLM's own, in every vLLM process."""
+
+from importlib.metadata import version
+
+LOWEST, BELOW = (0, 32), (0, 33)
+"""Versions of vLLM whose processor and model interfaces these classes are written for: from LOWEST, below BELOW."""
+
+ARCHITECTURES = {
+    "LlavaForConditionalGeneration": "covervlm.server.vllm_plugin.llava:PruningLlava",
+    "LlavaNextForConditionalGeneration": "covervlm.server.vllm_plugin.llava_next:PruningLlavaNext",
+    "Qwen2_5_VLForConditionalGeneration": "covervlm.server.vllm_plugin.qwen2_5_vl:PruningQwen2_5_VL",
+}
+
+
+class UnsupportedVllm(RuntimeError):
+    """The installed vLLM is not one that the plugin is written for."""
+
+
+def register() -> None:
+    """Entry point of `vllm.general_plugins`. Raises UnsupportedVllm, which ends the process that loads the plugin.
+
+    vLLM swallows a plugin that cannot be imported and then serves without it, so nothing that may fail is imported
+    here.
+    """
+    from vllm import ModelRegistry, __version__
+
+    check_version(__version__)
+    for architecture, path in ARCHITECTURES.items():
+        ModelRegistry.register_model(architecture, path)
+
+
+def check_version(vllm: str) -> None:
+    """Raises UnsupportedVllm unless the version lies in the supported range."""
+    parts = vllm.split(".")
+    release = tuple(int(part) for part in parts[:2] if part.isdigit())
+    if len(release) < 2 or not LOWEST <= release < BELOW:
+        wanted = f">={'.'.join(map(str, LOWEST))},<{'.'.join(map(str, BELOW))}"
+        raise UnsupportedVllm(
+            f"covervlm {version('covervlm')} prunes inside vLLM {wanted}, but vLLM {vllm} is installed. Install a "
+            "supported version, or set VLLM_PLUGINS to names other than covervlm to run vLLM without pruning."
+        )

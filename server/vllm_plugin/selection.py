@@ -1,0 +1,148 @@
+"""The workers' side of pruning: tower outputs kept across questions, and one batched selection for all of a step."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from covervlm.pruners import PruneInput, Pruner, get_pruner
+from covervlm.server.engines.feature_cache import FeatureCache
+from covervlm.server.vllm_plugin.architecture import Architecture
+from covervlm.server.vllm_plugin.plan import Plan
+
+_REMEMBERED = 4096
+"""Selections kept for reports."""
+
+
+@dataclass(frozen=True, eq=False)
+class TowerOutput:
+    """What a tower and projector say about one image: tokens (rows, d), features (rows, d_v), CLS attention (rows,)."""
+
+    tokens: Tensor
+    features: Tensor
+    cls_attention: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        tensors = (self.tokens, self.features, self.cls_attention)
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+
+    def to(self, device: torch.device | str) -> "TowerOutput":
+        attention = None if self.cls_attention is None else self.cls_attention.to(device)
+        return TowerOutput(self.tokens.to(device), self.features.to(device), attention)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """One image's selection. indices: kept positions in the unpruned sequence. milliseconds: its share of the step."""
+
+    indices: tuple[int, ...]
+    coverage: float
+    milliseconds: float
+
+
+@dataclass
+class Selections:
+    """Runs plans. Used by one thread.
+
+    The cache lives in host memory: what the device has beyond weights belongs to vLLM's own accounting.
+    """
+
+    architecture: Architecture
+    embed: Callable[[Tensor], Tensor]
+    cache_bytes: int
+    cache: Any = field(init=False)
+    recent: OrderedDict[str, Chosen] = field(default_factory=OrderedDict)
+
+    def __post_init__(self) -> None:
+        self.cache = FeatureCache(self.cache_bytes)
+
+    def missing(self, plans: Sequence[Plan]) -> list[int]:
+        """Which of the plans' images the tower must look at; of equal ones, the first."""
+        keys = [self._key(plan) for plan in plans]
+        return [i for i, key in enumerate(keys) if key not in keys[:i] and self.cache.peek(key) is None]
+
+    def run(
+        self, plans: Sequence[Plan], looked: Sequence[tuple[Plan, TowerOutput]], device: torch.device
+    ) -> list[tuple[Tensor, Tensor]]:
+        """For each plan, the kept vision tokens (kept, d) and their places in the unpruned sequence (kept,).
+
+        looked: tower outputs of the images that were `missing`.
+        """
+        fresh = {self._key(plan): output for plan, output in looked}
+        outputs = []
+        for plan in plans:
+            key = self._key(plan)
+            stored = self.cache.get(key)
+            outputs.append(fresh[key] if stored is None else stored.to(device))
+        for key, output in fresh.items():
+            if output.nbytes <= self.cache_bytes:
+                self.cache.put(key, output.to("cpu"))
+        chosen: dict[int, tuple[Tensor, Tensor]] = {}
+        for method in dict.fromkeys(plan.method for plan in plans):
+            members = [i for i, plan in enumerate(plans) if plan.method == method]
+            pruner = get_pruner(method, **self.architecture.pruner_params)
+            results = self._select(pruner, [plans[i] for i in members], [outputs[i] for i in members])
+            chosen |= dict(zip(members, results, strict=True))
+        return [chosen[i] for i in range(len(plans))]
+
+    def _select(
+        self, pruner: Pruner, plans: Sequence[Plan], outputs: Sequence[TowerOutput]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """One call of the method for every part of every image."""
+        started = time.perf_counter()
+        device = outputs[0].tokens.device
+        texts = self._texts([plan.question for plan in plans], device)
+        layouts = [self.architecture.layouts(plan.shape) for plan in plans]
+        inputs, counts = [], []
+        for plan, output, text, layout in zip(plans, outputs, texts, layouts, strict=True):
+            for number, part in enumerate(layout.parts):
+                rows = part.rows.to(device)
+                attention = output.cls_attention
+                inputs.append(
+                    PruneInput(
+                        tokens=output.tokens[rows],
+                        features=output.features[rows],
+                        text=text if pruner.uses_text else None,
+                        allowed=None if part.allowed is None else part.allowed.to(device),
+                        grid=part.grid,
+                        cls_attention=attention[rows] if pruner.uses_cls_attention and attention is not None else None,
+                        seed=plan.seed + number,
+                    )
+                )
+                counts.append(layout.share(plan.budget))
+        selections = iter(pruner.choose(inputs, counts))
+        results = []
+        elapsed = (time.perf_counter() - started) * 1e3 / len(plans)
+        for plan, output, layout in zip(plans, outputs, layouts, strict=True):
+            mine = [(part, next(selections)) for part in layout.parts]
+            positions = torch.cat([part.positions[selection.indices.cpu()] for part, selection in mine])
+            rows = torch.cat([part.rows[selection.indices.cpu()] for part, selection in mine])
+            positions, order = positions.sort()
+            if len(positions) != plan.kept:
+                raise RuntimeError(f"{plan.method} kept {len(positions)} tokens where {plan.kept} were promised")
+            coverage = sum(selection.coverage for _, selection in mine) / len(mine)
+            self._remember(plan.digest, Chosen(tuple(positions.tolist()), coverage, elapsed))
+            results.append((output.tokens[rows[order].to(device)], positions))
+        return results
+
+    def _texts(self, questions: Sequence[Sequence[int]], device: torch.device) -> list[Tensor | None]:
+        """Input embeddings of every question's words, looked up together."""
+        ids = [token for question in questions for token in question]
+        if not ids:
+            return [None] * len(questions)
+        embedded = self.embed(torch.tensor(ids, device=device))
+        return [text if len(text) else None for text in embedded.split([len(question) for question in questions])]
+
+    def _remember(self, digest: str, chosen: Chosen) -> None:
+        self.recent[digest] = chosen
+        self.recent.move_to_end(digest)
+        while len(self.recent) > _REMEMBERED:
+            self.recent.popitem(last=False)
+
+    def _key(self, plan: Plan) -> str:
+        return plan.image.hex() + ("+cls" if get_pruner(plan.method).uses_cls_attention else "")
