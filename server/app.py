@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
+from covervlm.server.addresses import AddressPolicy
 from covervlm.server.agent import build_agent
 from covervlm.server.api import chat, clip, errors, models, ops, playground
 from covervlm.server.api.boundary import Boundary
@@ -14,6 +15,7 @@ from covervlm.server.api.prepare import Preparation
 from covervlm.server.clip.registry import build_clip, build_words
 from covervlm.server.engines.base import Engine
 from covervlm.server.engines.registry import build_engine
+from covervlm.server.fetch import Fetcher, FetchLimits
 from covervlm.server.media import ImageLimits, ImageLoader
 from covervlm.server.settings import Settings
 
@@ -31,6 +33,8 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         ImageLimits(int(settings.max_image_bytes), settings.max_image_pixels),
         threads=settings.media_threads,
         max_pending=settings.max_images * (settings.max_running + settings.max_waiting),
+        fetch=_fetcher(settings) if settings.remote_media else None,
+        folder=settings.allowed_media_dir,
     )
 
     @asynccontextmanager
@@ -42,7 +46,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         try:
             yield
         finally:
-            loader.close()
+            await loader.close()
             if clip_service is not None:
                 await clip_service.stop()
             await engine.stop()
@@ -66,3 +70,10 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     if clip_service is not None:
         app.include_router(clip.router(clip_service, loader, build_words(engine, settings)))
     return app
+
+
+def _fetcher(settings: Settings) -> Fetcher:
+    return Fetcher(
+        AddressPolicy(settings.allowed_media_networks, settings.allowed_media_hosts),
+        FetchLimits(settings.max_media_redirects, settings.media_timeout, settings.media_read_timeout),
+    )

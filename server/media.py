@@ -1,4 +1,4 @@
-"""Image parts of a request to checked RGB images: every limit on images lives here."""
+"""Image parts of a request to checked RGB images, wherever they come from, within limits on bytes and pixels."""
 
 import asyncio
 import base64
@@ -9,16 +9,19 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
 from PIL import Image, ImageOps
 
 from covervlm.server.engines.base import EngineOverloaded, ImagePart, InvalidRequest
+from covervlm.server.fetch import Fetcher
+from covervlm.server.media_files import read_media_file
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 Part = TypeVar("Part")
 Arguments = TypeVarTuple("Arguments")
-_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
+_SCHEME = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9+.-]*):")
 _WHITESPACE = str.maketrans("", "", " \t\r\n")
 
 
@@ -31,10 +34,23 @@ class ImageLimits:
 
 
 class ImageLoader:
-    """Decodes images in a few threads of its own, so that neither the event loop nor memory suffers from a rush."""
+    """Decodes images in a few threads of its own, so that neither the event loop nor memory suffers from a rush.
 
-    def __init__(self, limits: ImageLimits, *, threads: int, max_pending: int) -> None:
+    fetch: gets images behind http(s) URLs. folder: where images at file URLs may lie. Without them, these are refused.
+    """
+
+    def __init__(
+        self,
+        limits: ImageLimits,
+        *,
+        threads: int,
+        max_pending: int,
+        fetch: Fetcher | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self.limits = limits
+        self._fetch = fetch
+        self._folder = folder
         self._max_pending = max_pending
         self._pending = 0
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="media")
@@ -44,6 +60,16 @@ class ImageLoader:
 
         Raises InvalidRequest for what is no acceptable image, EngineOverloaded with too many images waiting.
         """
+        scheme = url_scheme(url)
+        if scheme in ("http", "https") and self._fetch is not None:
+            try:
+                data = await self._fetch(url.strip(), self.limits.max_bytes)
+            except InvalidRequest as error:
+                error.param = param
+                raise
+            return await self.run(image_part, data, self.limits, param=param)
+        if scheme == "file" and self._folder is not None:
+            return await self.run(_load_file, url.strip(), self._folder, self.limits, param=param)
         return await self.run(_load, url, self.limits, param=param)
 
     async def run(self, decode: Callable[[*Arguments], Part], *args: *Arguments, param: str) -> Part:
@@ -59,13 +85,25 @@ class ImageLoader:
         finally:
             self._pending -= 1
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Drop images that still wait; running threads end on their own."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._fetch is not None:
+            await self._fetch.aclose()
 
 
 def _load(url: str, limits: ImageLimits) -> ImagePart:
     return image_part(image_bytes(url, limits), limits)
+
+
+def _load_file(url: str, folder: Path, limits: ImageLimits) -> ImagePart:
+    return image_part(read_media_file(url, folder, limits.max_bytes), limits)
+
+
+def url_scheme(url: str) -> str:
+    """The lower-case scheme that a URL starts with, after white space; "" for bare base64."""
+    scheme = _SCHEME.match(url)
+    return scheme[1].lower() if scheme else ""
 
 
 def image_part(data: bytes, limits: ImageLimits) -> ImagePart:
@@ -76,11 +114,8 @@ def image_part(data: bytes, limits: ImageLimits) -> ImagePart:
 
 def image_bytes(url: str, limits: ImageLimits) -> bytes:
     """The encoded image inside a base64 data URL or bare base64; its size is checked before anything is decoded."""
-    url = url.strip()
-    scheme = _SCHEME.match(url)
     encoded = url
-    if scheme:
-        name = scheme[0][:-1].lower()
+    if name := url_scheme(url):
         if name in ("http", "https"):
             raise _invalid(
                 "This server does not fetch images; send the image itself as a data URL: "
@@ -88,7 +123,7 @@ def image_bytes(url: str, limits: ImageLimits) -> bytes:
             )
         if name != "data":
             raise _invalid(f"Images come as data URLs (data:image/png;base64,...), not as {name[:20]!r} URLs.")
-        header, comma, encoded = url[len(scheme[0]) :].partition(",")
+        header, comma, encoded = url.partition(":")[2].partition(",")
         media_type, *parameters = [field.strip().lower() for field in header.split(";")]
         if not comma or "base64" not in parameters:
             raise _invalid("The data URL must have the form data:image/png;base64,... with the file's base64.")

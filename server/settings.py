@@ -1,6 +1,7 @@
 """Every option of the server, once: flags of `covervlm serve`, COVERVLM_* environment, optional TOML file."""
 
 import tomllib
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -109,9 +110,26 @@ class Settings(BaseSettings):
     max_video_pixels: int = Field(
         default=64_000_000, ge=1, description="most pixels of a video, frames times width times height"
     )
+    remote_media: bool = Field(
+        default=True, description="fetch images at http(s) URLs, from public addresses only; --no-remote-media does not"
+    )
+    allowed_media_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="the only hosts to fetch from, e.g. img.example.com,.cdn.example.com; by default any"
+    )
+    allowed_media_networks: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="non-public networks to fetch from all the same, e.g. 10.1.0.0/16; by default none"
+    )
+    allowed_media_dir: Path | None = Field(
+        default=None, description="folder whose images callers may name as file:///...; by default none"
+    )
+    max_media_redirects: int = Field(default=3, ge=0, description="redirects followed for one image")
+    media_timeout: float = Field(default=10.0, gt=0, description="seconds until fetching an image is given up")
+    media_read_timeout: float = Field(
+        default=5.0, gt=0, description="seconds that a fetch may stand still before it is given up"
+    )
     media_threads: int = Field(default=2, ge=1, description="threads that decode images")
 
-    @field_validator("budget_aliases", mode="before")
+    @field_validator("budget_aliases", "allowed_media_hosts", "allowed_media_networks", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         items = value if isinstance(value, list | tuple) else [value]
@@ -124,6 +142,20 @@ class Settings(BaseSettings):
         if any(budget < 1 for budget in value):
             raise ValueError("budgets start at 1")
         return tuple(dict.fromkeys(value))
+
+    @field_validator("allowed_media_networks")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            ip_network(network)
+        return value
+
+    @field_validator("allowed_media_dir")
+    @classmethod
+    def _folder(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_dir():
+            raise ValueError("there is no such folder")
+        return value
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:

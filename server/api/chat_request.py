@@ -65,7 +65,7 @@ class RefusalContent(Wire):
 
 
 class ImageURL(Wire):
-    """A base64 data URL, or bare base64; `detail` is accepted and changes nothing."""
+    """A base64 data URL, bare base64, or an http(s) URL; `detail` is accepted and changes nothing."""
 
     url: str
     detail: Literal["auto", "low", "high", "original"] | None = None

@@ -266,7 +266,47 @@ async def test_images_load_off_the_event_loop_with_the_refusal_naming_the_part()
             await loader.load("nonsense!", param="messages[3].content[1].image_url.url")
         assert refused.value.param == "messages[3].content[1].image_url.url"
     finally:
-        loader.close()
+        await loader.close()
+
+
+async def test_remote_images_are_decoded_like_any_other_and_refused_by_name():
+    async def fetch(url, max_bytes):
+        assert max_bytes == LIMITS.max_bytes
+        if url == "https://images.test/red.png":
+            return encoded(Image.new("RGB", (2, 2), "red"))
+        if url == "https://images.test/page.html":
+            return b"<html>"
+        raise InvalidRequest("not to be had", code="invalid_image_url")
+
+    async def nothing():
+        pass
+
+    fetch.aclose = nothing
+    loader = ImageLoader(LIMITS, threads=1, max_pending=4, fetch=fetch)
+    try:
+        part = await loader.load(" https://images.test/red.png\n", param="p")
+        assert part.digest == image_digest(Image.new("RGB", (2, 2), "red"))
+        for url, code in [("https://images.test/page.html", "invalid_image"), ("http://x/", "invalid_image_url")]:
+            with pytest.raises(InvalidRequest) as refused:
+                await loader.load(url, param="messages[0].content[0].image_url.url")
+            assert (refused.value.param, refused.value.code) == ("messages[0].content[0].image_url.url", code)
+    finally:
+        await loader.close()
+
+
+@pytest.mark.parametrize("opened", [True, False])
+async def test_files_are_read_from_an_opened_folder_only(tmp_path, opened):
+    (tmp_path / "red.png").write_bytes(encoded(Image.new("RGB", (2, 2), "red")))
+    loader = ImageLoader(LIMITS, threads=1, max_pending=4, folder=tmp_path if opened else None)
+    try:
+        if opened:
+            part = await loader.load(f"file://{tmp_path}/red.png", param="p")
+            assert part.image.getpixel((0, 0)) == (255, 0, 0)
+        else:
+            with pytest.raises(InvalidRequest, match="not as 'file' URLs"):
+                await loader.load(f"file://{tmp_path}/red.png", param="p")
+    finally:
+        await loader.close()
 
 
 async def test_no_more_images_wait_than_allowed_and_there_is_room_again_after(monkeypatch):
@@ -291,4 +331,4 @@ async def test_no_more_images_wait_than_allowed_and_there_is_room_again_after(mo
         assert all(name.startswith("media") for name in threads)
     finally:
         opened.set()
-        loader.close()
+        await loader.close()

@@ -131,3 +131,23 @@ def test_one_line_names_the_value():
     with pytest.raises(ValidationError) as error:
         Settings(port=-1)
     assert one_line(error.value) == "port: input should be greater than or equal to 0, not -1"
+
+
+def test_remote_media_is_on_and_one_flag_turns_it_off(served):
+    assert served().remote_media
+    assert not served("--no-remote-media").remote_media
+
+
+def test_media_may_be_allowed_by_host_network_and_folder(served, tmp_path):
+    settings = served(
+        "--allowed-media-hosts=a.test,.b.test", "--allowed-media-networks=10.1.0.0/16", f"--allowed-media-dir={tmp_path}"
+    )
+    assert settings.allowed_media_hosts == ("a.test", ".b.test")
+    assert settings.allowed_media_networks == ("10.1.0.0/16",)
+    assert settings.allowed_media_dir == tmp_path
+
+
+@pytest.mark.parametrize("bad", [{"allowed_media_networks": "10.1.2.3/16"}, {"allowed_media_dir": "/no/such/folder"}])
+def test_media_that_cannot_be_allowed_is_a_mistake(bad):
+    with pytest.raises(ValidationError):
+        Settings(**bad)

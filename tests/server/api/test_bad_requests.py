@@ -68,7 +68,7 @@ BAD = {
         "messages[0].content",
         "invalid_value",
     ),
-    "image at a web address": (image("https://example.com/a.png"), IMAGE_URL, "invalid_image"),
+    "image at a web address": (image("https://127.0.0.1/a.png"), IMAGE_URL, "invalid_image_url"),
     "image at a file": (image("file:///etc/passwd"), IMAGE_URL, "invalid_image"),
     "image empty": (image("data:image/png;base64,"), IMAGE_URL, "invalid_image"),
     "image url empty": (image(""), IMAGE_URL, "invalid_image"),
@@ -230,6 +230,13 @@ def test_an_image_over_a_limit_is_a_400(engine, red_png, limit):
     error = error_of(limited(engine, **limit).post("/v1/chat/completions", json=chat_body("x", red_png)), 400)
     assert (error["param"], error["code"]) == (IMAGE_URL, "image_too_large")
     assert engine.requests == []
+
+
+def test_remote_images_can_be_turned_off(engine):
+    url = "https://images.test/a.png"
+    error = error_of(limited(engine, remote_media=False).post("/v1/chat/completions", json=chat_body("x", url)), 400)
+    assert (error["param"], error["code"]) == (IMAGE_URL, "invalid_image")
+    assert "does not fetch images" in error["message"]
 
 
 @pytest.mark.parametrize("declared", [True, False])

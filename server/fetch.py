@@ -1,0 +1,176 @@
+"""Images at http(s) URLs: fetched from checked addresses only, within limits on redirects, bytes and time.
+
+A URL from a caller must not reach what only this machine reaches. So every address of a host is checked, and the
+connection goes to a checked address itself: a name that resolves differently a moment later changes nothing.
+"""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from ipaddress import ip_address
+from typing import cast
+
+import httpx
+
+from covervlm.server.addresses import Address, AddressPolicy, literal_address
+from covervlm.server.engines.base import InvalidRequest
+
+Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+
+_CONNECTIONS = 32
+
+
+@dataclass(frozen=True)
+class FetchLimits:
+    """Redirects followed; seconds for a whole fetch, and for each step of it (connecting, reading a piece)."""
+
+    max_redirects: int = 3
+    total_timeout: float = 10.0
+    read_timeout: float = 5.0
+
+
+async def resolve(host: str, port: int) -> Sequence[str]:
+    """The addresses of a host name, by the system's resolver."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(entry[4][0]) for entry in found]
+
+
+class Fetcher:
+    """Gets the bytes behind a URL without proxies, credentials, cookies or connections that outlive a request."""
+
+    def __init__(
+        self,
+        policy: AddressPolicy,
+        limits: FetchLimits,
+        *,
+        resolve: Resolve = resolve,
+        tls: ssl.SSLContext | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._policy = policy
+        self._limits = limits
+        self._resolve = resolve
+        step = limits.read_timeout
+        self._timeout = {"connect": step, "read": step, "write": step, "pool": limits.total_timeout}
+        # Connections are not kept: one made for a host must never serve another that shares its address.
+        self._transport = transport or httpx.AsyncHTTPTransport(
+            verify=tls or httpx.create_ssl_context(),
+            trust_env=False,
+            limits=httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=0),
+        )
+
+    async def __call__(self, url: str, max_bytes: int) -> bytes:
+        """The body behind the URL, at most max_bytes. Raises InvalidRequest, which tells nothing of the inside."""
+        try:
+            async with asyncio.timeout(self._limits.total_timeout):
+                return await self._follow(_parsed(url), max_bytes)
+        except (TimeoutError, httpx.TimeoutException):
+            raise _refused("Fetching the image took too long; send the image itself as a data URL.") from None
+        except (httpx.HTTPError, httpx.InvalidURL):
+            raise _refused("The image could not be fetched from its URL.") from None
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+
+    async def _follow(self, url: httpx.URL, max_bytes: int) -> bytes:
+        for _ in range(self._limits.max_redirects + 1):
+            async with self._get(url) as response:
+                if response.has_redirect_location:
+                    url = _parsed(str(url.join(response.headers["location"])))
+                    continue
+                if response.status_code != 200:
+                    raise _refused(f"The image's URL answered with status {response.status_code}.")
+                return await _body(response, max_bytes)
+        raise _refused(f"The image's URL redirects more than {self._limits.max_redirects} times.")
+
+    @asynccontextmanager
+    async def _get(self, url: httpx.URL) -> AsyncIterator[httpx.Response]:
+        """The response from the first of the host's addresses that takes a connection."""
+        addresses = await self._addresses(url)
+        for address in addresses:
+            try:
+                response = await self._transport.handle_async_request(self._request(url, address))
+            except (httpx.ConnectError, httpx.ConnectTimeout):
+                if address == addresses[-1]:
+                    raise
+                continue
+            try:
+                yield response
+            finally:
+                await response.aclose()
+            return
+
+    async def _addresses(self, url: httpx.URL) -> list[Address]:
+        """The host's addresses, all of which may be reached."""
+        host, port = _host(url), url.port or (443 if url.scheme == "https" else 80)
+        if not self._policy.allows_host(host):
+            raise _refused("This server does not fetch images from the host in the URL.")
+        try:
+            literal = literal_address(host)
+            addresses = [literal] if literal else [ip_address(text) for text in await self._resolve(host, port)]
+        except (OSError, UnicodeError, ValueError):
+            addresses = []
+        if not addresses or not all(self._policy.allows_address(address) for address in addresses):
+            # The same words for both: what a name means inside this network is nobody's business.
+            raise _refused("The host in the image's URL has no public address.")
+        return list(dict.fromkeys(addresses))
+
+    def _request(self, url: httpx.URL, address: Address) -> httpx.Request:
+        """A request to the address that looks, to the server and to TLS, like one to the host."""
+        host = _host(url)
+        return httpx.Request(
+            "GET",
+            url.copy_with(host=str(address)),
+            headers={
+                "Host": url.netloc.decode("ascii"),
+                "Accept": "image/*",
+                "Accept-Encoding": "identity",
+                "Connection": "close",
+                "User-Agent": f"covervlm/{version('covervlm')}",
+            },
+            extensions={"timeout": self._timeout, "sni_hostname": host.rstrip(".")},
+        )
+
+
+async def _body(response: httpx.Response, max_bytes: int) -> bytes:
+    too_large = InvalidRequest(
+        f"The image has more than {max_bytes} bytes, the most this server takes.", code="image_too_large"
+    )
+    declared = response.headers.get("content-length", "")
+    if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_bytes:
+        raise too_large
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise _refused("The image's URL answered with a compressed body.")
+    body = bytearray()
+    async for piece in cast(httpx.AsyncByteStream, response.stream):
+        body += piece
+        if len(body) > max_bytes:
+            raise too_large
+    return bytes(body)
+
+
+def _parsed(url: str) -> httpx.URL:
+    try:
+        parsed = httpx.URL(url)
+        if not 0 < (parsed.port or 80) < 65536:
+            raise httpx.InvalidURL("port")
+    except (httpx.InvalidURL, UnicodeError):
+        raise _refused("The image's URL is malformed.") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise _refused("Images are fetched from http and https URLs only.")
+    if parsed.userinfo:
+        raise _refused("The image's URL must not carry a user name or password.")
+    return parsed
+
+
+def _host(url: httpx.URL) -> str:
+    """The host as it is looked up: ASCII, international names in punycode."""
+    return url.raw_host.decode("ascii")
+
+
+def _refused(message: str) -> InvalidRequest:
+    return InvalidRequest(message, code="invalid_image_url")

@@ -1,0 +1,39 @@
+"""Images in files on the server, under the one folder that the operator opened to callers."""
+
+import os
+import stat
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from covervlm.server.engines.base import InvalidRequest
+
+
+def read_media_file(url: str, folder: Path, max_bytes: int) -> bytes:
+    """The bytes of a file:///... URL below `folder`, whose symbolic links and .. are resolved before that is checked.
+
+    Raises InvalidRequest; what is outside looks to the caller like what does not exist.
+    """
+    try:
+        parts = urlsplit(url)
+        if parts.netloc not in ("", "localhost"):
+            raise _missing()
+        path = Path(unquote(parts.path, errors="strict")).resolve(strict=True)
+        if not path.is_relative_to(folder.resolve(strict=True)):
+            raise _missing()
+        # Opening a pipe must not wait for its writer, and no link may have taken the file's place since.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise _missing()
+            data = file.read(max_bytes + 1)
+    except (OSError, ValueError, RuntimeError):
+        raise _missing() from None
+    if len(data) > max_bytes:
+        raise InvalidRequest(
+            f"The image has more than {max_bytes} bytes, the most this server takes.", code="image_too_large"
+        )
+    return data
+
+
+def _missing() -> InvalidRequest:
+    return InvalidRequest("There is no such file in the folder that this server reads from.", code="invalid_image_url")
