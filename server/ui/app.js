@@ -73,7 +73,7 @@ function listen() {
   element("stop").addEventListener("click", () => running?.abort());
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    guarded(ask);
+    if (picture) guarded(ask);
   });
 }
 
@@ -95,6 +95,7 @@ async function choose(url) {
   }
   running?.abort();
   picture = image;
+  element("ask").disabled = false;
   for (const panel of Object.values(panels)) reset(panel);
   requestPreview();
 }
@@ -130,7 +131,6 @@ async function showKept(signal) {
 }
 
 async function ask() {
-  if (!picture) throw new ApiError("Choose a picture first.", 0);
   cancelPreview();
   running?.abort();
   const controller = (running = new AbortController());

@@ -1,0 +1,403 @@
+"""The playground page in a real headless Chromium."""
+
+import asyncio
+import base64
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from PIL import Image
+
+from covervlm.server import create_app
+from covervlm.server.demo import example_scenes
+from covervlm.server.engines.base import EngineError, GenerationChunk, GenerationRequest
+from covervlm.server.settings import Settings
+from tests.server.api.live import live_server
+from tests.server.api.scripted import Gate, ScriptedEngine, prompt_report, red_circle
+
+webdriver = pytest.importorskip("selenium.webdriver")
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.select import Select  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+pytestmark = pytest.mark.browser
+
+SECONDS = 60
+ARGUMENTS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run --hide-scrollbars "
+    "--disable-background-networking --disable-component-update --disable-sync --window-size=1280,1000"
+)
+SCENE = example_scenes()[0]
+
+
+class Page:
+    """The page as a person sees it."""
+
+    def __init__(self, driver):
+        self.driver = driver
+
+    def open(self, url):
+        self.driver.get(url)
+        self.wait(lambda: self.driver.find_elements(By.CSS_SELECTOR, "body[data-ready]"))
+        return self
+
+    def wait(self, condition):
+        return WebDriverWait(self.driver, SECONDS, 0.05).until(lambda _: condition())
+
+    def find(self, selector):
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def text(self, selector):
+        return self.find(selector).text
+
+    def previewed(self, kept):
+        self.wait(lambda: self.text("#pruned .badge") == f"{kept} of 576 tokens")
+
+    def ask(self):
+        self.wait(lambda: self.find("#ask").is_enabled())
+        self.find("#ask").click()
+
+    def summary(self):
+        return self.wait(lambda: self.text("#summary"))
+
+    def error(self):
+        return self.wait(lambda: self.find("#error").is_displayed() and self.text("#error"))
+
+    def times(self, panel):
+        names = [entry.text for entry in self.driver.find_elements(By.CSS_SELECTOR, f"#{panel} dt")]
+        return dict(
+            zip(names, (e.text for e in self.driver.find_elements(By.CSS_SELECTOR, f"#{panel} dd")), strict=True)
+        )
+
+    def lit(self, panel="pruned"):
+        """Places of the 24 x 24 grid whose middle shows on the canvas as bright as in the picture itself."""
+        url = self.driver.execute_script(f"return document.querySelector('#{panel} canvas').toDataURL()")
+        shown = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
+        plain = Image.open(SCENE.path).convert("RGB").resize(shown.size)
+        width, height = shown.width / 24, shown.height / 24
+        places = []
+        for place in range(576):
+            row, column = divmod(place, 24)
+            box = [
+                round(v)
+                for v in (column * width + 5, row * height + 5, (column + 1) * width - 5, (row + 1) * height - 5)
+            ]
+            brightness = [sum(sum(pixel) for pixel in image.crop(box).getdata()) for image in (shown, plain)]
+            if brightness[0] > 0.7 * brightness[1]:
+                places.append(place)
+        return places
+
+
+@pytest.fixture(scope="module")
+def driver():
+    paths = shutil.which("chromium"), shutil.which("chromedriver")
+    if None in paths:
+        pytest.fail("chromium and chromedriver are missing; `make test-browser` installs them on Debian")
+    options = webdriver.ChromeOptions()
+    options.binary_location = paths[0]
+    for argument in ARGUMENTS.split():
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(paths[1]))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(driver) -> Iterator[Page]:
+    yield Page(driver)
+    wrong = [e for e in driver.get_log("browser") if e["level"] == "SEVERE" and e["source"] != "network"]
+    driver.execute_script("sessionStorage.clear()")
+    driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    # Refused requests are the business of the tests; scripts that failed or were blocked are never right.
+    assert wrong == []
+
+
+@pytest.fixture
+def engine():
+    return ScriptedEngine()
+
+
+class Guard:
+    """Stands before the app, wants a key where it has one, and remembers what was asked for."""
+
+    def __init__(self, app, key=None):
+        self.app = app
+        self.key = key
+        self.paths: list[str] = []
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "http":
+            self.paths.append(scope["path"])
+            keys = [value.decode() for name, value in scope["headers"] if name == b"authorization"]
+            if self.key and scope["path"].startswith("/v1/") and keys != [f"Bearer {self.key}"]:
+                error = {"message": "Incorrect API key provided.", "type": "invalid_request_error", "param": None}
+                body = json.dumps({"error": error | {"code": "invalid_api_key"}}).encode()
+                headers = [(b"content-type", b"application/json")]
+                await send({"type": "http.response.start", "status": 401, "headers": headers})
+                await send({"type": "http.response.body", "body": body})
+                return
+        await self.app(scope, receive, send)
+
+
+@pytest.fixture
+def scripted(engine) -> Iterator[str]:
+    with live_server(create_app(Settings(clip_model="none"), engine)) as url:
+        yield url
+
+
+@dataclass
+class Held:
+    """A script that answers "a red", then waits until the test lets it go on."""
+
+    gate: Gate | None = None
+    loop: asyncio.AbstractEventLoop | None = None
+    requests: list[GenerationRequest] = field(default_factory=list)
+    then: Exception | None = None
+
+    def __call__(self, request):
+        if request.sampling.temperature != 0:  # the preview
+            return red_circle(request)
+        self.requests.append(request)
+        self.loop, self.gate = asyncio.get_running_loop(), Gate()
+        end = self.then or GenerationChunk(0, " circle", 1, (), "stop")
+        return [GenerationChunk(0, " a red", 2, prompt=prompt_report(request)), self.gate, end]
+
+    def go_on(self):
+        self.loop.call_soon_threadsafe(self.gate.opened.set)
+
+
+def test_an_example_is_previewed_asked_and_compared(page, url):
+    page.open(url)
+    assert page.find("#question").get_attribute("value") == SCENE.question
+    page.previewed(64)
+    page.ask()
+    assert "78 prompt tokens instead of 590" in page.summary()
+    for panel in ("pruned", "full"):
+        assert page.text(f"#{panel} .answer") == SCENE.answer
+        assert page.times(panel)["Time to first token"].endswith(" ms")
+    assert page.times("pruned")["Prompt tokens"] == "78"
+    assert page.times("full")["Prompt tokens"] == "590"
+    assert page.text("#full .badge") == "576 of 576 tokens"
+
+
+def test_the_lit_patches_are_the_ones_that_the_server_keeps(page, url, client):
+    picture = "data:image/png;base64," + base64.b64encode(SCENE.path.read_bytes()).decode()
+    content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": SCENE.question}]
+    body = {"model": "demo", "messages": [{"role": "user", "content": content}], "vision_pruning": {"keep_tokens": 64}}
+    expected = client.post("/prune", cast_to=dict[str, object], body=body)["images"][0]["indices"]
+    page.open(url).previewed(64)
+    assert page.lit() == expected
+
+
+def test_moving_the_slider_and_choosing_a_method_changes_the_preview(page, scripted, engine):
+    page.open(scripted).previewed(64)
+    assert page.lit() == list(range(64))
+    page.find("#budget").send_keys(Keys.HOME)
+    page.previewed(1)
+    assert page.text("#budget-text") == "1 of 576 (0 %)"
+    assert page.lit() == [0]
+    page.find("#budget").send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    page.previewed(3)
+    Select(page.find("#method")).select_by_value("uniform")
+    page.wait(lambda: engine.requests[-1].pruning.method == "uniform")
+    page.find("#budget").send_keys(Keys.END)
+    page.previewed(576)
+    assert page.lit() == list(range(576))
+
+
+def test_the_answer_shows_while_it_is_being_made(page, scripted, engine):
+    engine.script = script = Held()
+    page.open(scripted).ask()
+    page.wait(lambda: page.text("#pruned .answer") == "a red")
+    assert not page.find("#ask").is_enabled()
+    script.go_on()
+    page.wait(lambda: page.text("#pruned .answer") == "a red circle")
+    page.wait(lambda: page.text("#full .answer") == "a red")
+    script.go_on()
+    page.summary()
+    assert page.find("#ask").is_enabled()
+    assert [request.pruning.prunes for request in script.requests] == [True, False]
+
+
+def test_stop_ends_the_generation_on_the_server_too(page, scripted, engine):
+    engine.script = script = Held()
+    page.open(scripted).ask()
+    page.wait(lambda: page.text("#pruned .answer") == "a red")
+    page.find("#stop").click()
+    page.wait(lambda: script.requests[0].request_id in engine.released)
+    page.wait(lambda: page.find("#ask").is_enabled())
+    assert not page.find("#stop").is_displayed()
+    assert not page.find("#error").is_displayed()
+    assert page.text("#full .answer") == ""
+
+
+def test_without_the_comparison_one_answer_is_made(page, scripted, engine):
+    page.open(scripted).previewed(64)
+    page.find("#compare").click()
+    assert not page.find("#full").is_displayed()
+    page.ask()
+    page.wait(lambda: page.times("pruned"))
+    page.wait(lambda: page.find("#ask").is_enabled())
+    assert [request.sampling.temperature for request in engine.requests].count(0) == 1
+
+
+def test_a_file_of_ones_own_is_asked_about(page, scripted, engine, tmp_path):
+    path = tmp_path / "own.png"
+    Image.new("RGB", (40, 20), (10, 200, 30)).save(path)
+    page.open(scripted).previewed(64)
+    page.find("#file").send_keys(str(path))
+    page.wait(lambda: page.text("#drop-text") == "own.png")
+    page.find("#question").clear()
+    page.find("#question").send_keys("What is this?")
+    page.ask()
+    page.summary()
+    sent = engine.requests[-1]
+    assert sent.images[0].image.size == (40, 20)
+    assert sent.images[0].image.getpixel((3, 3)) == (10, 200, 30)
+    assert sent.messages[0].text == "What is this?"
+    canvas = page.find("#pruned canvas")
+    assert (canvas.get_attribute("width"), canvas.get_attribute("height")) == ("672", "336")
+    assert not any(choice.is_selected() for choice in page.driver.find_elements(By.NAME, "example"))
+
+
+def test_a_picture_can_be_dropped(page, scripted, engine, tmp_path):
+    page.open(scripted).previewed(64)
+    buffer = io.BytesIO()
+    Image.new("RGB", (30, 30), "blue").save(buffer, "PNG")
+    page.driver.execute_script(
+        """
+        const bytes = Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0));
+        const data = new DataTransfer();
+        data.items.add(new File([bytes], "dropped.png", { type: "image/png" }));
+        document.getElementById("drop").dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true }));
+        """,
+        base64.b64encode(buffer.getvalue()).decode(),
+    )
+    page.wait(lambda: page.text("#drop-text") == "dropped.png")
+    page.wait(lambda: engine.requests[-1].images[0].image.size == (30, 30))
+
+
+def test_a_file_that_is_no_picture_is_refused_in_words(page, scripted, tmp_path):
+    path = tmp_path / "notes.png"
+    path.write_text("no picture")
+    page.open(scripted).find("#file").send_keys(str(path))
+    assert page.error() == "This file is no picture that the browser can show."
+
+
+def test_what_the_server_refuses_is_shown_and_goes_away(page, scripted, engine):
+    engine.script = lambda request: [EngineError("The engine ran out of memory.")]
+    page.open(scripted)
+    assert page.error() == "The engine ran out of memory."
+    assert page.find("#error").get_attribute("role") == "alert"
+    engine.script = red_circle
+    page.ask()
+    page.summary()
+    assert not page.find("#error").is_displayed()
+
+
+def test_a_failure_on_the_way_is_shown_beside_what_has_come(page, scripted, engine):
+    engine.script = script = Held(then=EngineError("The engine stopped."))
+    page.open(scripted).ask()
+    page.wait(lambda: page.text("#pruned .answer") == "a red")
+    script.go_on()
+    assert page.error() == "The engine stopped."
+    assert page.text("#pruned .answer") == "a red"
+    assert page.find("#ask").is_enabled()
+
+
+def test_a_server_that_is_gone_is_told(page, engine):
+    with live_server(create_app(Settings(clip_model="none"), engine)) as url:
+        page.open(url).previewed(64)
+    page.ask()
+    assert page.error() == "The server cannot be reached."
+
+
+def test_a_key_is_asked_for_sent_and_kept_in_the_tab(page, engine):
+    with live_server(Guard(create_app(Settings(clip_model="none"), engine), key="sesame")) as url:
+        page.open(url)
+        assert page.error() == "Incorrect API key provided."
+        assert page.driver.switch_to.active_element == page.find("#key")
+        page.find("#key").send_keys("sesame")
+        page.previewed(64)
+        page.ask()
+        page.summary()
+        page.driver.refresh()
+        page.previewed(64)
+        assert page.driver.execute_script("return localStorage.length") == 0
+
+
+def test_the_keyboard_alone_is_enough(page, scripted, engine):
+    page.open(scripted).previewed(64)
+    order = []
+    for _ in range(8):
+        ActionChains(page.driver).send_keys(Keys.TAB).perform()
+        active = page.driver.switch_to.active_element
+        order.append(active.get_attribute("id") or active.get_attribute("name") or active.tag_name)
+        if order[-1] == "example":
+            active.send_keys(Keys.ARROW_RIGHT)
+    assert order == ["summary", "example", "file", "question", "budget", "method", "compare", "ask"]
+    page.wait(lambda: page.find("#question").get_attribute("value") == example_scenes()[1].question)
+    page.find("#question").send_keys(Keys.ENTER)
+    page.summary()
+    assert engine.requests[-1].messages[0].text == example_scenes()[1].question
+
+
+def test_every_control_has_a_name_for_screen_readers(page, scripted):
+    page.open(scripted).previewed(64)
+    controls = page.driver.find_elements(By.CSS_SELECTOR, "input, select, button, canvas")
+    assert len(controls) >= 12
+    assert [control.get_attribute("outerHTML") for control in controls if not control.accessible_name] == [
+        # Not in the page while its part is closed or hidden.
+        page.find(selector).get_attribute("outerHTML")
+        for selector in ("#key", "#stop")
+        if not page.find(selector).accessible_name
+    ]
+    assert page.find("#budget").get_attribute("aria-valuetext") == "64 of 576 (11 %)"
+
+
+def test_a_narrow_screen_needs_no_sideways_scrolling(page, scripted):
+    size = {"width": 320, "height": 700, "deviceScaleFactor": 1, "mobile": True}
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    page.open(scripted).previewed(64)
+    page.ask()
+    page.summary()
+    assert page.driver.execute_script("return document.documentElement.scrollWidth") == 320
+    pruned, full = page.find("#pruned").rect, page.find("#full").rect
+    assert pruned["x"] == full["x"]
+    assert pruned["y"] + pruned["height"] <= full["y"]
+
+
+def test_a_wide_screen_shows_both_answers_side_by_side(page, scripted):
+    page.open(scripted).previewed(64)
+    pruned, full = page.find("#pruned").rect, page.find("#full").rect
+    assert pruned["y"] == full["y"]
+    assert pruned["x"] + pruned["width"] <= full["x"]
+
+
+def test_nothing_comes_from_elsewhere_and_the_policy_forbids_it(page, engine):
+    guard = Guard(create_app(Settings(clip_model="none"), engine))
+    with live_server(guard) as url:
+        page.open(url).previewed(64)
+        loaded = page.driver.execute_script(
+            "return performance.getEntriesByType('resource').map((entry) => entry.name)"
+        )
+        assert {name.removeprefix(url).split("?")[0] for name in loaded if not name.startswith("data:")} <= set(
+            guard.paths
+        )
+        script = (
+            "const s = document.createElement('script'); s.textContent = 'window.injected = 1'; document.body.append(s)"
+        )
+        page.driver.execute_script(script)
+        assert page.driver.execute_script("return window.injected") is None
+        blocked = page.driver.execute_async_script(
+            "const done = arguments[0]; fetch('http://127.0.0.1:9/').then(() => done('sent'), (e) => done(e.message))"
+        )
+        assert blocked == "Failed to fetch"
+    log = [entry["message"] for entry in page.driver.get_log("browser")]
+    assert sum("Content Security Policy" in message for message in log) >= 2
