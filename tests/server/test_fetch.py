@@ -111,9 +111,30 @@ async def test_nothing_about_the_server_or_earlier_answers_is_sent(monkeypatch):
         assert sent == {"host", "accept", "accept-encoding", "connection", "user-agent"}
 
 
-REFUSED_HOSTS = """127.0.0.1 127.1 2130706433 0x7f000001 0x7f.1 127.0.0.1. [::1] [::ffff:127.0.0.1] [::] 0.0.0.0
-    169.254.169.254 [fe80::1] [64:ff9b::7f00:1] 10.0.0.1
-    localhost inside.test mapped.test mixed.test nat64.test nothing.test unknown.test garbage.test""".split()
+REFUSED_HOSTS = [
+    "127.0.0.1",
+    "127.1",
+    "2130706433",
+    "0x7f000001",
+    "0x7f.1",
+    "127.0.0.1.",
+    "[::1]",
+    "[::ffff:127.0.0.1]",
+    "[::]",
+    "0.0.0.0",
+    "169.254.169.254",
+    "[fe80::1]",
+    "[64:ff9b::7f00:1]",
+    "10.0.0.1",
+    "localhost",
+    "inside.test",
+    "mapped.test",
+    "mixed.test",
+    "nat64.test",
+    "nothing.test",
+    "unknown.test",
+    "garbage.test",
+]
 
 
 @pytest.mark.parametrize("host", REFUSED_HOSTS)

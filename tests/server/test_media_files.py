@@ -44,27 +44,25 @@ def test_files_below_the_folder_are_read(root, path, data):
     assert read_media_file(f"FILE://localhost{root}/{path}", root, 100) == data
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "../secret.png",
-        "..%2Fsecret.png",
-        "%2e%2e/secret.png",
-        "escape.png",
-        "up/secret.png",
-        "../opened-too/x.png",
-        "sub/../../secret.png",
-        "loop.png",
-        "missing.png",
-        "sub",
-        "",
-        ".",
-        "pipe.png",
-        "a.png%00",
-        "%ff.png",
-        "a" * 5000,
-    ],
-)
+OUTSIDE = [
+    "../secret.png",
+    "..%2Fsecret.png",
+    "%2e%2e/secret.png",
+    "escape.png",
+    "up/secret.png",
+    "../opened-too/x.png",
+    "sub/../../secret.png",
+    "loop.png",
+    "missing.png",
+    "sub",
+    ".",
+    "pipe.png",
+    "a.png%00",
+    "%ff.png",
+]
+
+
+@pytest.mark.parametrize("path", [*OUTSIDE, "", "a" * 5000])
 def test_everything_else_is_as_if_it_did_not_exist(root, path):
     with pytest.raises(InvalidRequest) as refused:
         read_media_file(f"file://{root}/{path}", root, 100)

@@ -140,7 +140,9 @@ def test_remote_media_is_on_and_one_flag_turns_it_off(served):
 
 def test_media_may_be_allowed_by_host_network_and_folder(served, tmp_path):
     settings = served(
-        "--allowed-media-hosts=a.test,.b.test", "--allowed-media-networks=10.1.0.0/16", f"--allowed-media-dir={tmp_path}"
+        "--allowed-media-hosts=a.test,.b.test",
+        "--allowed-media-networks=10.1.0.0/16",
+        f"--allowed-media-dir={tmp_path}",
     )
     assert settings.allowed_media_hosts == ("a.test", ".b.test")
     assert settings.allowed_media_networks == ("10.1.0.0/16",)
