@@ -10,6 +10,7 @@ A scene is fully determined by its seed; every purpose has its own range of seed
     clip_validation  20,500,000   400 one-object scenes    accuracy printed while stage 4 runs
     clip             30,000,000   2,000 one-object scenes  training the CLIP text tower (stage 4)
     quality          40,000,000   a few hundred scenes     the accuracy benchmark, standard scenes; never tune on these
+    zero_shot        45,000,000   2,000 one-object scenes  the zero-shot benchmark; never tune on these
     quality_hard     50,000,000   a few hundred scenes     the accuracy benchmark, hard scenes; never tune on these
     examples         60,000,000   a few scenes             the example pictures that ship with the package
     tuning           70,000,000   any                      investigations and choices of parameters, standard scenes
@@ -25,6 +26,7 @@ FIRST_SEED = {
     "clip_validation": 20_500_000,
     "clip": 30_000_000,
     "quality": 40_000_000,
+    "zero_shot": 45_000_000,
     "quality_hard": 50_000_000,
     "examples": 60_000_000,
     "tuning": 70_000_000,

@@ -44,7 +44,7 @@ def clip_client(folder: Path, engine: ScriptedEngine | None = None) -> Iterator[
 
 def scenes(n: int, first: int = 0) -> list[Any]:
     """Pictures of one object each."""
-    return [make_scene(21_000_000 + first + i, n_objects=1) for i in range(n)]
+    return [make_scene(90_500_000 + first + i, n_objects=1) for i in range(n)]
 
 
 def urls(n: int, first: int = 0) -> list[str]:

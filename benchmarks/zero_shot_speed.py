@@ -1,0 +1,156 @@
+"""Speed of the zero-shot arithmetic: InMaP against a line-by-line version of its specification, and OnZeta's latency.
+
+    python benchmarks/zero_shot_speed.py                      50,000 images, 1,000 classes, 768 dimensions
+    python benchmarks/zero_shot_speed.py --images 5000 --iterations 5
+    python benchmarks/zero_shot_speed.py --whole              one whole fit at this size, to its early or last iteration
+
+Features are random around random class directions; the arithmetic's time does not depend on their values, but for the
+iteration at which a fit ends early, so that is told by `--whole` only.
+"""
+
+import argparse
+import resource
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from covervlm.server.clip.inmap import fit_vision_proxies, sinkhorn_labels
+from covervlm.server.clip.onzeta import OnlineZeroShot
+
+
+def random_space(images: int, classes: int, dimensions: int) -> tuple[Tensor, Tensor]:
+    """Features (n, d) around class directions, and text proxies (d, K) near those."""
+    generator = torch.Generator().manual_seed(0)
+    directions = normalize(torch.randn(classes, dimensions, generator=generator), dim=1)
+    labels = torch.randint(classes, (images,), generator=generator)
+    features = torch.randn(images, dimensions, generator=generator).mul_(0.06).add_(directions[labels])
+    text = directions + 0.05 * torch.randn(classes, dimensions, generator=generator)
+    return normalize(features, dim=1, out=features), normalize(text, dim=1).T.contiguous()
+
+
+def transcribed_labels(features: Tensor, text: Tensor) -> Tensor:
+    n, classes = len(features), text.shape[1]
+    plan = torch.softmax(features @ text / 0.01, dim=1) / n
+    for _ in range(20):
+        plan = plan / plan.sum(dim=0, keepdim=True) / classes
+        plan = plan / plan.sum(dim=1, keepdim=True) / n
+    plan = plan * n
+    best, index = plan.max(dim=1)
+    sure = best > 0.6
+    plan[sure] = 0
+    plan[sure, index[sure]] = 1
+    return plan
+
+
+def transcribed_steps(
+    features: Tensor, text: Tensor, labels: Tensor, iterations: int, tick: Callable[[], None]
+) -> Tensor:
+    proxies, rate, last = text, 10.0, float("inf")
+    for _ in range(iterations):
+        gradient = features.T @ (torch.softmax(features @ proxies / 0.04, dim=1) - labels)
+        norm = float(gradient.norm())
+        rate = rate / 2 if norm > last else rate
+        last = norm
+        proxies = normalize(proxies - rate / (len(features) * 0.04) * gradient, dim=0)
+        tick()
+    return proxies
+
+
+class Ticks:
+    """Seconds between calls."""
+
+    def __init__(self) -> None:
+        self._times = [time.perf_counter()]
+
+    def __call__(self, *_: object) -> None:
+        self._times.append(time.perf_counter())
+
+    @property
+    def seconds(self) -> list[float]:
+        return [b - a for a, b in zip(self._times, self._times[1:], strict=False)]
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def compare(features: Tensor, text: Tensor, iterations: int, rounds: int) -> None:
+    """Both versions in turn, so that what else the machine does hits both; ours first, because peaks only grow."""
+    base = peak_mib()
+    labels: dict[str, list[float]] = {"ours": [], "direct": []}
+    steps: dict[str, list[float]] = {"ours": [], "direct": []}
+    for round_ in range(rounds):
+        start = time.perf_counter()
+        ours = sinkhorn_labels(features @ text, in_place=True)
+        labels["ours"].append(time.perf_counter() - start)
+        del ours
+        ticks = Ticks()
+        proxies = fit_vision_proxies(features, text, iterations=iterations, tolerance=0, progress=ticks)
+        steps["ours"] += ticks.seconds[1:]
+        if round_ == 0:
+            print(f"memory beyond the inputs: ours {peak_mib() - base:.0f} MiB", end="", flush=True)
+        start = time.perf_counter()
+        direct = transcribed_labels(features, text)
+        labels["direct"].append(time.perf_counter() - start)
+        ticks = Ticks()
+        reference = transcribed_steps(features, text, direct, iterations, ticks)
+        steps["direct"] += ticks.seconds[1:]
+        if round_ == 0:
+            print(f", direct {peak_mib() - base:.0f} MiB")
+        del direct
+    same = ((features @ proxies).argmax(1) == (features @ reference).argmax(1)).float().mean()
+    for what, seconds in (("20 Sinkhorn rounds", labels), ("one iteration", steps)):
+        ours, theirs = statistics.median(seconds["ours"]), statistics.median(seconds["direct"])
+        print(f"{what}: ours {ours:.3f} s, direct {theirs:.3f} s, ratio {theirs / ours:.2f} (medians)")
+    print(f"labels that agree after {iterations} iterations: {100 * float(same):.3f} %")
+    print(f"2,000 iterations, extrapolated: ours {2000 * statistics.median(steps['ours']) / 60:.0f} minutes")
+
+
+def whole(features: Tensor, text: Tensor) -> None:
+    ticks = Ticks()
+    fit_vision_proxies(features, text, progress=ticks)
+    print(f"one whole fit: {len(ticks.seconds)} iterations, {sum(ticks.seconds):.0f} s")
+
+
+def observe(classes: int, dimensions: int, images: int = 1000) -> None:
+    features, text = random_space(images, classes, dimensions)
+    stream, ticks = OnlineZeroShot(text, images), Ticks()
+    for feature in features:
+        stream.observe(feature)
+        ticks()
+    milliseconds = sorted(1000 * s for s in ticks.seconds)
+    print(
+        f"OnZeta observe, K = {classes}, d = {dimensions}, one thread, {images} images: "
+        f"median {statistics.median(milliseconds):.2f} ms, 99th percentile {milliseconds[int(0.99 * images)]:.2f} ms"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=50_000)
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--dimensions", type=int, default=768)
+    parser.add_argument("--iterations", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--whole", action="store_true", help="instead of the comparison, one fit with early ending")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(f"torch {torch.__version__}, {options.threads} threads")
+    print(f"{options.images} images, {options.classes} classes, {options.dimensions} dimensions")
+    features, text = random_space(options.images, options.classes, options.dimensions)
+    if options.whole:
+        whole(features, text)
+        return
+    compare(features, text, options.iterations, options.rounds)
+    del features
+    torch.set_num_threads(1)
+    observe(options.classes, options.dimensions)
+
+
+if __name__ == "__main__":
+    main()

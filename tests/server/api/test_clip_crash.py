@@ -1,0 +1,67 @@
+"""A server process that is killed with SIGKILL, and what the next one over the same data folder knows."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from tests.server.api.clip_app import SHAPES, noise, urls
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[tuple[httpx.Client, subprocess.Popen]]:
+    """`covervlm serve` in a process of its own; killed at the end, if it still lives."""
+    command = [str(Path(sys.executable).with_name("covervlm")), "serve", "--port", "0", "--data-dir", str(folder)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env)
+    try:
+        url = next(line for line in process.stdout if line.startswith("covervlm serves ")).rpartition(" ")[2].strip()
+        with httpx.Client(base_url=url, timeout=120) as client:
+            yield client, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_killed_server_comes_back_with_its_classifiers_jobs_and_sessions(tmp_path):
+    observe = "/v1/zero_shot/sessions/{}/observe"
+    keys = [{"Idempotency-Key": str(i)} for i in range(3)]
+    batches = [[noise(100 * i + j) for j in range(n)] for i, n in enumerate((40, 30, 5))]
+    with server(tmp_path) as (client, process):
+        fit = {"name": "shapes", "classes": SHAPES, "images": urls(4), "parameters": {"iterations": 5}}
+        done = client.post("/v1/zero_shot/classifiers", json=fit).json()["id"]
+        while client.get(f"/v1/jobs/{done}").json()["finished"] is None:
+            time.sleep(0.05)
+        session = client.post("/v1/zero_shot/sessions", json={"classes": SHAPES, "horizon": 100}).json()["id"]
+        answers = [
+            client.post(observe.format(session), json={"images": images}, headers=key).json()
+            for images, key in zip(batches[:2], keys[:2], strict=True)
+        ]
+        while client.get(f"/v1/zero_shot/sessions/{session}").json()["snapshot_observed"] < 70:
+            time.sleep(0.05)
+        long = fit | {"name": "long", "parameters": {"iterations": 100_000, "tolerance": 0}, "images": urls(8)}
+        running = client.post("/v1/zero_shot/classifiers", json=long).json()["id"]
+        while client.get(f"/v1/jobs/{running}").json()["state"] != "running":
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+
+    with server(tmp_path) as (client, _):
+        assert client.get(f"/v1/jobs/{done}").json()["state"] == "succeeded"
+        failed = client.get(f"/v1/jobs/{running}").json()
+        assert (failed["state"], failed["error"]["code"]) == ("failed", "server_restarted")
+        assert [c["name"] for c in client.get("/v1/zero_shot/classifiers").json()["data"]] == ["shapes"]
+        labels = client.post("/v1/zero_shot/classify", json={"images": urls(2), "classifier": "shapes"})
+        assert labels.status_code == 200
+        state = client.get(f"/v1/zero_shot/sessions/{session}").json()
+        assert state["observed"] == state["snapshot_observed"] == 70
+        for images, key, answer in zip(batches[:2], keys[:2], answers, strict=True):
+            assert client.post(observe.format(session), json={"images": images}, headers=key).json() == answer
+        last = client.post(observe.format(session), json={"images": batches[2]}, headers=keys[2]).json()
+        assert last["observed"] == 75
