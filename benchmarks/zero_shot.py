@@ -178,7 +178,26 @@ def report(tables: Tables, command: str, n: int, seconds: float) -> str:
     table = {(a, m, s): f"{100 * v:.1f} / {100 * r:.1f}" for s, a, m, v, r in tables.clusters}
     for aspect, method in dict.fromkeys((a, m) for _, a, m, _, _ in tables.clusters):
         lines.append(f"| {aspect} | {method} | " + " | ".join(table[aspect, method, s] for s in sets) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *verdicts(tables)]) + "\n"
+
+
+def verdicts(tables: Tables) -> list[str]:
+    """Where a method gains at least 15 points of NMI over k-means on one aspect and loses at most 5 on the other."""
+    score = {(s, a, m): v for s, a, m, v, _ in tables.clusters}
+    sets = list(dict.fromkeys(row[0] for row in tables.clusters))
+    lines = ["At least 15 points of NMI above k-means on one aspect, and on none more than 5 below:", ""]
+    for method in ("Multi-MaP", "Multi-Sub"):
+        for i, wording in enumerate(("the paper's wording", "the wording of the model's own captions")):
+            good = []
+            for name in sets:
+                gains = [
+                    score[name, aspect, f"{method}, “{prompts[i]}”"] - score[name, aspect, "CLIP k-means"]
+                    for aspect, (_, prompts) in PROMPTS.items()
+                ]
+                if max(gains) >= 0.15 and min(gains) >= -0.05:
+                    good.append(name)
+            lines.append(f"- {method}, {wording}: {', '.join(good) or 'on no set'} ({len(good)} of {len(sets)} sets)")
+    return lines
 
 
 def plot(tables: Tables, path: Path) -> None:

@@ -27,7 +27,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     """
     settings = settings or Settings()
     engine = engine or build_engine(settings)
-    clip_service = build_clip(settings)
+    clip_service = build_clip(settings, engine)
     metrics = Metrics(engine)
     loader = ImageLoader(
         ImageLimits(int(settings.max_image_bytes), settings.max_image_pixels),

@@ -1,5 +1,6 @@
 """The CLIP service that the settings ask for; torch is imported when it is built."""
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +12,10 @@ if TYPE_CHECKING:
     from covervlm.server.clip.service import ClipService
     from covervlm.server.clip.words import WordSource
 
+log = logging.getLogger(__name__)
 
-def build_clip(settings: Settings) -> "ClipService | None":
+
+def build_clip(settings: Settings, engine: Engine) -> "ClipService | None":
     """Not yet started; None where the settings name no CLIP model."""
     model = settings.clip_model
     if model == "auto":
@@ -26,7 +29,16 @@ def build_clip(settings: Settings) -> "ClipService | None":
     path = str(clip_path()) if model == "demo" else model
     name = "demo-clip" if model == "demo" else Path(model).resolve().name if Path(model).is_dir() else model
     folder = settings.data_dir or default_data_folder()
-    return ClipService(lambda: ClipEncoder(path, device=settings.device), folder, name=name)
+
+    def load() -> ClipEncoder:
+        encoder = ClipEncoder(path, device=settings.device)
+        tower = getattr(engine, "vision_tower", None)
+        if tower is not None:
+            freed = encoder.share_weights(tower)
+            log.info("the CLIP model shares %d bytes of weights with the served model", freed)
+        return encoder
+
+    return ClipService(load, folder, name=name)
 
 
 def build_words(engine: Engine, settings: Settings) -> "WordSource":

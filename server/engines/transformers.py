@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -106,6 +107,12 @@ class TransformersEngine:
     @property
     def ready(self) -> bool:
         return self._worker is not None and self._worker.is_alive() and not self._stopping
+
+    @property
+    def vision_tower(self) -> Any:
+        """The loaded model's vision tower, for who would otherwise load the same weights again; None if it has none."""
+        model = getattr(getattr(self._adapter, "model", None), "model", None)
+        return getattr(model, "vision_tower", None)
 
     def stats(self) -> EngineStats:
         worker = self._worker

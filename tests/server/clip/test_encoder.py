@@ -10,7 +10,10 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from covervlm.server import demo
 from covervlm.server.clip.encoder import ClipEncoder, TextTooLong
+from covervlm.server.clip.registry import build_clip
 from covervlm.server.clip.templates import ENSEMBLE
+from covervlm.server.engines.registry import build_engine
+from covervlm.server.settings import Settings
 
 CLIP = str(demo.clip_path())
 
@@ -137,6 +140,19 @@ def test_the_tower_of_a_loaded_llava_is_not_kept_twice():
     with torch.no_grad():
         next(llava.model.vision_tower.parameters()).add_(1)
     assert ClipEncoder(CLIP).share_weights(llava.model.vision_tower) == 0
+
+
+async def test_the_service_of_a_demo_server_shares_its_engines_tower(tmp_path):
+    settings = Settings(data_dir=tmp_path, threads=1)
+    engine = build_engine(settings)
+    await engine.start()
+    service = build_clip(settings, engine)
+    await service.start()
+    mine = {p.data_ptr() for p in service.encoder.model.vision_model.parameters()}
+    theirs = {p.data_ptr() for p in engine.vision_tower.parameters()}
+    assert len(mine & theirs) >= len(mine) - 2
+    await service.stop()
+    await engine.stop()
 
 
 def test_texts_that_do_not_fit_and_models_that_are_no_clip_are_refused(encoder):
