@@ -50,7 +50,12 @@ class Settings(BaseSettings):
     served_model_name: str | None = Field(
         default=None, min_length=1, description="the name clients use; by default the hub id, or the folder's own name"
     )
-    engine: str = Field(default="auto", description="what runs the model: auto or transformers")
+    engine: str = Field(
+        default="auto", description="what runs the model: transformers, vllm, or auto for vllm where it has a CUDA GPU"
+    )
+    vllm_args: str = Field(
+        default="", description="further options for --engine vllm, e.g. --vllm-args='--tensor-parallel-size 2'"
+    )
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: int | None = Field(default=None, ge=1, description="CPU threads of the model; by default torch decides")

@@ -74,6 +74,8 @@ class Metrics:
             "covervlm_agent_tokens", "Prompt and answer tokens that the agent cost.", registry=registry
         )
         registry.register(EngineCollector(engine))
+        if hasattr(engine, "collect"):  # an engine with metrics of its own, as vLLM has
+            registry.register(engine)  # type: ignore[arg-type]
 
     def observe_stages(self, prompt: PromptReport, media_seconds: float) -> None:
         for stage, seconds in prompt.seconds.items():

@@ -1,7 +1,9 @@
 """Every engine by name; an engine's module, and torch with it, is imported when the engine is built."""
 
 import logging
+from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from covervlm.server.engines.base import Engine
@@ -11,6 +13,7 @@ log = logging.getLogger(__name__)
 
 _ENGINES: dict[str, tuple[str, str]] = {
     "transformers": ("covervlm.server.engines.transformers", "TransformersEngine"),
+    "vllm": ("covervlm.server.engines.vllm", "VllmEngine"),
 }
 
 
@@ -25,7 +28,7 @@ def engine_names() -> list[str]:
 
 def build_engine(settings: Settings) -> Engine:
     """The engine that the settings ask for, not yet started; SettingsError for a name or value that cannot work."""
-    name = "transformers" if settings.engine == "auto" else settings.engine
+    name = _automatic(settings) if settings.engine == "auto" else settings.engine
     if name not in _ENGINES:
         raise SettingsError(f"engine: there is no engine {name!r}; choose one of {', '.join(engine_names())}")
     from covervlm.pruners import pruner_names  # imports torch
@@ -35,8 +38,18 @@ def build_engine(settings: Settings) -> Engine:
             f"method: there is no pruning method {settings.method!r}; choose one of {', '.join(pruner_names())}"
         )
     module_name, class_name = _ENGINES[name]
+    if name == "vllm" and find_spec("vllm") is None:
+        raise SettingsError("engine: vLLM is not installed; install covervlm[vllm]")
     module: Any = import_module(module_name)
-    config = module.TransformersEngineConfig(
+    config = _CONFIGS[name](module, settings)
+    engine: Engine = getattr(module, class_name)(config)
+    return engine
+
+
+def _transformers_config(module: Any, settings: Settings) -> Any:
+    if settings.vllm_args:
+        raise SettingsError("vllm_args: these are options of --engine vllm")
+    return module.TransformersEngineConfig(
         model_path=_model_path(settings),
         device=settings.device,
         dtype=settings.dtype,
@@ -46,8 +59,29 @@ def build_engine(settings: Settings) -> Engine:
         threads=settings.threads,
         trust_remote_code=False,
     )
-    engine: Engine = getattr(module, class_name)(config)
-    return engine
+
+
+def _vllm_config(module: Any, settings: Settings) -> Any:
+    return module.VllmEngineConfig(
+        model_path=_model_path(settings),
+        dtype=settings.dtype,
+        max_running=settings.max_running,
+        max_waiting=settings.max_waiting,
+        feature_cache_bytes=int(settings.feature_cache_bytes),
+        vllm_args=settings.vllm_args,
+    )
+
+
+_CONFIGS: dict[str, Callable[[Any, Settings], Any]] = {"transformers": _transformers_config, "vllm": _vllm_config}
+
+
+def _automatic(settings: Settings) -> str:
+    """vLLM where it is installed and has a CUDA device to run on, and no other device is asked for."""
+    if find_spec("vllm") is None or settings.device not in ("auto", "cuda"):
+        return "transformers"
+    import torch
+
+    return "vllm" if torch.cuda.is_available() else "transformers"
 
 
 async def start_engine(settings: Settings) -> Engine:

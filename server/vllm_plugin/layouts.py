@@ -39,6 +39,11 @@ class Layout:
     parts: tuple[Part, ...]
 
     @property
+    def grid(self) -> tuple[int, int] | None:
+        """(rows, columns) by which kept positions can be drawn, None where tokens form no single grid."""
+        return self.parts[0].grid if len(self.parts) == 1 and len(self.parts[0].positions) == self.total else None
+
+    @property
     def prunable(self) -> int:
         return sum(len(part.positions) for part in self.parts)
 

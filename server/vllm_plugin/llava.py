@@ -19,6 +19,8 @@ from vllm.model_executor.models.utils import WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.processing import BaseDummyInputsBuilder, BaseMultiModalProcessor, BaseProcessingInfo
 
+from covervlm.server.models.llava import viewed_area
+from covervlm.server.vllm_plugin.layouts import Layout
 from covervlm.server.vllm_plugin.model import ClsAttention, PruningModel
 from covervlm.server.vllm_plugin.processor import Options, PruningProcessor
 from covervlm.server.vllm_plugin.selection import TowerOutput
@@ -35,8 +37,15 @@ TOWER_NAMES = WeightsMapper(
 
 class PruningLlavaProcessor(PruningProcessor, LlavaMultiModalProcessor):
     @property
-    def _placeholders(self) -> dict[str, int]:
+    def placeholders(self) -> dict[str, int]:
         return {self.info.get_hf_processor().image_token: self.info.get_hf_config().image_token_index}
+
+    @property
+    def fixed_layout(self) -> Layout:
+        return self.architecture.layouts((0, 0))
+
+    def box(self, width: int, height: int) -> tuple[float, float, float, float] | None:
+        return viewed_area(width, height, self.info.get_hf_processor().image_processor)
 
     def _shape(self, width: int, height: int, options: Options) -> tuple[int, int]:
         padded = getattr(self.info.get_hf_processor(**options).image_processor, "do_pad", False)
@@ -64,7 +73,7 @@ class PruningLlavaTower(PruningModel):
         tokens = self.multi_modal_projector(features)
         sizes = [len(crop) for crop in crops]
         rows: list[Tensor | None] = [None] * len(sizes)
-        if attention is not None:
+        if attention is not None and attention.rows is not None:
             rows = [row.flatten() for row in attention.rows.split(sizes)]
         return [
             TowerOutput(token.flatten(0, 1), feature.flatten(0, 1), row)

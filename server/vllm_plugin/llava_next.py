@@ -14,7 +14,7 @@ from covervlm.server.vllm_plugin.processor import Options, PruningProcessor
 
 class PruningLlavaNextProcessor(PruningProcessor, LlavaNextMultiModalProcessor):
     @property
-    def _placeholders(self) -> dict[str, int]:
+    def placeholders(self) -> dict[str, int]:
         return {self.info.get_hf_processor().image_token: self.info.get_hf_config().image_token_index}
 
     def _shape(self, width: int, height: int, options: Options) -> tuple[int, int]:

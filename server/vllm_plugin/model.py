@@ -1,12 +1,13 @@
 """What the pruning model classes share: unpruned images go vLLM's way, others through tower, cache and selection."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_reduce
 
+from covervlm.kernels import warm_up
 from covervlm.pruners import get_pruner
 from covervlm.server.vllm_plugin.architecture import architecture_of
 from covervlm.server.vllm_plugin.plan import FIELD, Plan
@@ -17,9 +18,14 @@ from covervlm.server.vllm_plugin.selection import Selections, TowerOutput
 class PruningModel(nn.Module):
     """Mixed into a model class of vLLM's; a subclass says how to run its tower (`_look`)."""
 
+    if TYPE_CHECKING:  # vLLM's classes bring towers, projectors and configurations of many types
+
+        def __getattr__(self, name: str) -> Any: ...
+
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         config = vllm_config.model_config.hf_config
+        warm_up(vllm_config.device_config.device_type, dtype=vllm_config.model_config.dtype)
         self.selections = Selections(
             architecture_of(config),
             embed=self._embed_words,
@@ -30,13 +36,14 @@ class PruningModel(nn.Module):
         """One (tokens, d) tensor per image, of the kept tokens where the image has a plan."""
         packed = kwargs.pop(FIELD, None)
         if packed is None:
-            return super().embed_multimodal(**kwargs)
+            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
         plans = [Plan.from_tensor(row) for row in packed]
         embeddings: list[Tensor | None] = [None] * len(plans)
         whole = [i for i, plan in enumerate(plans) if not plan.prunes]
         pruned = [i for i, plan in enumerate(plans) if plan.prunes]
         if whole:
-            for i, embedding in zip(whole, super().embed_multimodal(**self._only(kwargs, whole)), strict=True):
+            unpruned = super().embed_multimodal(**self._only(kwargs, whole))  # type: ignore[misc]
+            for i, embedding in zip(whole, unpruned, strict=True):
                 embeddings[i] = embedding
         if pruned:
             kept = self._pruned([plans[i] for i in pruned], [self._only(kwargs, [i]) for i in pruned])

@@ -1,5 +1,6 @@
 """The front end's side of pruning: budgets and questions to plans, plans to placeholders and cache keys."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from covervlm.server.engines.base import InvalidRequest
 from covervlm.server.engines.selection import budget_of, pruner_for
 from covervlm.server.models.processor import ChatProcessor
 from covervlm.server.vllm_plugin.architecture import Architecture, architecture_of
+from covervlm.server.vllm_plugin.layouts import Layout
 from covervlm.server.vllm_plugin.plan import FIELD, Plan
 from covervlm.server.vllm_plugin.policy import Asked, ServerWide, asked, refusal, server_wide
 from covervlm.server.vllm_plugin.question import UserTurns
@@ -38,15 +40,25 @@ class Planned:
 class PruningProcessor(BaseMultiModalProcessor):
     """Mixed into a processor of vLLM's. A request that prunes nothing goes the base class's way untouched.
 
-    A subclass says what a layout needs to know of an image (`_shape`) and names the placeholders (`_placeholders`).
+    A subclass says what a layout needs to know of an image (`_shape`) and names the placeholders.
     """
 
     def _shape(self, width: int, height: int, options: Options) -> tuple[int, int]:
         raise NotImplementedError
 
     @property
-    def _placeholders(self) -> dict[str, int]:
+    def placeholders(self) -> dict[str, int]:
+        """The tokens that stand for an image or a clip in a prompt, with their ids."""
         raise NotImplementedError
+
+    @property
+    def fixed_layout(self) -> Layout | None:
+        """The layout of every image, where all are alike."""
+        return None
+
+    def box(self, width: int, height: int) -> tuple[float, float, float, float] | None:
+        """The area of an image that its grid of tokens covers (`ImageReport.box`)."""
+        return None
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -58,11 +70,15 @@ class PruningProcessor(BaseMultiModalProcessor):
 
     @cached_property
     def _chat(self) -> ChatProcessor:
-        return ChatProcessor(self.info.get_hf_processor(), self._placeholders)
+        return ChatProcessor(self.info.get_hf_processor(), self.placeholders)
 
     @cached_property
     def _turns(self) -> UserTurns:
         return UserTurns(self._chat)
+
+    def layout(self, width: int, height: int, options: Options) -> Layout:
+        """The unpruned vision tokens of an image of this size."""
+        return self.architecture.layouts(self._shape(width, height, options))
 
     # From the option to plans.
 
@@ -107,7 +123,7 @@ class PruningProcessor(BaseMultiModalProcessor):
         plans = []
         for digest, shape, layout, budget in zip(hashes["image"], shapes, layouts, budgets, strict=True):
             plan = Plan(
-                image=bytes.fromhex(digest)[:16],
+                image=hashlib.sha256(digest.encode()).digest()[:16],  # a caller's own name may be any text
                 shape=shape,
                 method=policy.method,
                 budget=budget,
@@ -159,7 +175,7 @@ class PruningProcessor(BaseMultiModalProcessor):
         )
         if planned is None:
             return updates
-        placeholder = self._placeholders[self.info.get_hf_processor().image_token]
+        placeholder = self.placeholders[self.info.get_hf_processor().image_token]
 
         def replacement(item: int) -> list[int]:
             return [placeholder] * planned.plans[item].kept

@@ -31,7 +31,7 @@ the base 256, which every float dtype holds exactly."""
 
 class PruningQwen2_5_VLProcessor(PruningProcessor, Qwen2_5_VLMultiModalProcessor):
     @property
-    def _placeholders(self) -> dict[str, int]:
+    def placeholders(self) -> dict[str, int]:
         processor, config = self.info.get_hf_processor(), self.info.get_hf_config()
         return {processor.image_token: config.image_token_id, processor.video_token: config.video_token_id}
 
@@ -150,7 +150,8 @@ class PruningQwen2_5_VL(PruningModel, Qwen2_5_VLForConditionalGeneration):
         channels = torch.cat([embedding[:, -_CHANNELS:] for embedding in multimodal_embeddings])
         channels = channels.to(mrope_positions.device, torch.int64)
         ids = torch.as_tensor(input_ids, device=mrope_positions.device)
-        slots = ((ids == self.config.image_token_id) | (ids == self.config.video_token_id)).nonzero().flatten()
+        media = torch.tensor([self.config.image_token_id, self.config.video_token_id], device=ids.device)
+        slots = torch.isin(ids, media).nonzero().flatten()
         slots = slots[slots >= num_computed_tokens][: len(channels)]
         pruned = channels[:, 0] == 1
         slots, channels = slots[pruned], channels[pruned]

@@ -1,4 +1,5 @@
 """One option, four sources: flag before environment before file before default; mistakes are one line."""
+from importlib.util import find_spec
 
 import pytest
 from pydantic import ValidationError
@@ -122,7 +123,11 @@ def test_what_only_the_engine_can_check_is_checked_before_a_model_is_loaded(opti
 
 
 @pytest.mark.parametrize("name", engine_names())
-def test_every_engine_name_builds(name):
+def test_every_engine_name_builds_or_says_what_to_install(name):
+    if name == "vllm" and find_spec("vllm") is None:
+        with pytest.raises(SettingsError, match=r"install covervlm\[vllm\]"):
+            build_engine(Settings(engine=name))
+        return
     engine = build_engine(Settings(engine=name, max_running=3))
     assert not engine.ready
 
