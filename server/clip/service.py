@@ -208,7 +208,9 @@ class ClipService:
             share = before + (1 - before) * 0.99 * iteration / total
             report(share, phase="fitting", iteration=iteration, iterations=total, gradient_norm=norm)
 
-        proxies = fit_vision_proxies(features, text, progress=progress, **about["parameters"])
+        device = self.encoder.device
+        fitted = fit_vision_proxies(features.to(device), text.to(device), progress=progress, **about["parameters"])
+        proxies = fitted.cpu()
         report(1.0, phase="done", iterations=total, **last)
         file = ClassifierFile(
             classes=list(about["classes"]),
