@@ -5,10 +5,13 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
+from covervlm.server.access import CallerLimits, Callers, Keys
 from covervlm.server.addresses import AddressPolicy
 from covervlm.server.agent import build_agent
 from covervlm.server.api import chat, clip, errors, models, ops, playground
+from covervlm.server.api.authentication import Authentication
 from covervlm.server.api.boundary import Boundary
 from covervlm.server.api.metrics import Metrics
 from covervlm.server.api.prepare import Preparation
@@ -61,6 +64,16 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         redoc_url=None,
     )
     errors.install(app)
+    # The one added last is outermost.
+    limits = CallerLimits(
+        settings.key_requests_per_minute, settings.key_concurrent_requests, settings.key_images_per_minute
+    )
+    token = settings.metrics_token.get_secret_value() if settings.metrics_token else None
+    app.add_middleware(Authentication, keys=Keys(settings.key_hashes), callers=Callers(limits), metrics_token=token)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
+        )
     app.add_middleware(Boundary, metrics=metrics, max_body_bytes=int(settings.max_body_bytes))
     prepare = Preparation(engine, settings, loader, build_agent(engine, settings))
     app.include_router(chat.router(engine, prepare, metrics))

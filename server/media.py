@@ -14,6 +14,7 @@ from typing import TypeVar, TypeVarTuple
 
 from PIL import Image, ImageOps
 
+from covervlm.server.access import charge_image
 from covervlm.server.engines.base import EngineOverloaded, ImagePart, InvalidRequest
 from covervlm.server.fetch import Fetcher
 from covervlm.server.media_files import read_media_file
@@ -60,6 +61,7 @@ class ImageLoader:
 
         Raises InvalidRequest for what is no acceptable image, EngineOverloaded with too many images waiting.
         """
+        charge_image()
         scheme = url_scheme(url)
         if scheme in ("http", "https") and self._fetch is not None:
             try:

@@ -32,8 +32,17 @@ async def serve(settings: Settings) -> None:
     listener = _bind(settings)
     engine = await start_engine(settings)
     app = create_app(settings, engine)
-    config = uvicorn.Config(app, log_level=settings.log_level, timeout_graceful_shutdown=30)
-    await Server(config, banner(settings, _url(listener))).serve([listener])
+    password = settings.ssl_keyfile_password
+    config = uvicorn.Config(
+        app,
+        log_level=settings.log_level,
+        timeout_graceful_shutdown=30,
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
+        ssl_keyfile_password=password.get_secret_value() if password else None,
+    )
+    scheme = "https" if settings.ssl_certfile else "http"
+    await Server(config, banner(settings, _url(listener, scheme))).serve([listener])
 
 
 def banner(settings: Settings, url: str) -> str:
@@ -75,6 +84,6 @@ def _bind(settings: Settings) -> socket.socket:
     return listener
 
 
-def _url(listener: socket.socket) -> str:
+def _url(listener: socket.socket, scheme: str) -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -9,6 +9,8 @@ from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validato
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from covervlm.server.access import configured, read_key_file
+
 MIB = 1024 * 1024
 MAX_PIXELS = 89_478_485
 """Where Pillow's own guard against decompression bombs begins."""
@@ -72,7 +74,24 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free port")
+    ssl_certfile: Path | None = Field(default=None, description="TLS certificate chain in PEM; serves https")
+    ssl_keyfile: Path | None = Field(default=None, description="the certificate's private key, if not in its file")
+    ssl_keyfile_password: SecretStr | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    api_key: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        repr=False,
+        description="keys that callers need, plain or as sha256:HEX, comma-separated or repeated; by default none",
+    )
+    api_keys_file: Path | None = Field(default=None, description="more keys, one sha256:HEX a line, # for comments")
+    metrics_token: SecretStr | None = Field(default=None, description="what /metrics needs instead of an API key")
+    key_requests_per_minute: int | None = Field(default=None, ge=1, description="requests of one key a minute")
+    key_concurrent_requests: int | None = Field(default=None, ge=1, description="requests of one key at once")
+    key_images_per_minute: int | None = Field(default=None, ge=1, description="images and videos of one key a minute")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="web origins whose pages may call the API, e.g. https://app.example.com"
+    )
 
     method: str = Field(default="mmtok", description="pruning method where a request names none")
     keep_tokens: int | None = Field(
@@ -134,7 +153,9 @@ class Settings(BaseSettings):
     )
     media_threads: int = Field(default=2, ge=1, description="threads that decode images")
 
-    @field_validator("budget_aliases", "allowed_media_hosts", "allowed_media_networks", mode="before")
+    @field_validator(
+        "budget_aliases", "allowed_media_hosts", "allowed_media_networks", "api_key", "cors_origins", mode="before"
+    )
     @classmethod
     def _split(cls, value: Any) -> Any:
         items = value if isinstance(value, list | tuple) else [value]
@@ -147,6 +168,29 @@ class Settings(BaseSettings):
         if any(budget < 1 for budget in value):
             raise ValueError("budgets start at 1")
         return tuple(dict.fromkeys(value))
+
+    @field_validator("api_key")
+    @classmethod
+    def _hashed(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """From here on nothing of the server knows the keys themselves."""
+        return tuple(configured(key) for key in value)
+
+    @model_validator(mode="after")
+    def _tls(self) -> Self:
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise ValueError("ssl_keyfile needs ssl_certfile")
+        return self
+
+    @property
+    def key_hashes(self) -> tuple[str, ...]:
+        """Hashes of all accepted keys. Raises SettingsError where the file of keys is unusable."""
+        if self.api_keys_file is None:
+            return self.api_key
+        try:
+            return (*self.api_key, *read_key_file(self.api_keys_file))
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise SettingsError(f"api_keys_file {self.api_keys_file}: {reason}") from None
 
     @field_validator("allowed_media_networks")
     @classmethod

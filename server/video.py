@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 
+from covervlm.server.access import charge_image
 from covervlm.server.engines.base import ImagePart, InvalidRequest, VideoPart
 from covervlm.server.media import FORMATS, ImageLimits, ImageLoader, decode_base64, image_part
 
@@ -31,6 +32,7 @@ class VideoLoader:
 
     async def load(self, url: str, *, fps: float | None, param: str) -> VideoPart:
         """The clip of a `video_url` part; raises as `ImageLoader.load`."""
+        charge_image()
         fps = FRAMES_PER_SECOND if fps is None else fps
         return await self._images.run(video_part, url, fps, self._limits, self._images.limits, param=param)
 

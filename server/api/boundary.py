@@ -12,6 +12,14 @@ from covervlm.server.api.errors import describe
 from covervlm.server.api.metrics import Metrics
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
+_SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+}
+"""Of every response that has none of its own."""
+
 CLIENT_CLOSED_REQUEST = 499
 
 
@@ -41,7 +49,10 @@ class Boundary:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                headers_out = MutableHeaders(scope=message)
+                headers_out["X-Request-Id"] = request_id
+                for name, value in _SECURITY_HEADERS.items():
+                    headers_out.setdefault(name, value)
             await send(message)
 
         with self._metrics.http_in_flight.track_inprogress():

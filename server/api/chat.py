@@ -17,6 +17,7 @@ from covervlm.server.api.disconnect import unless_disconnected
 from covervlm.server.api.errors import RESPONSES
 from covervlm.server.api.event_stream import EventStream
 from covervlm.server.api.metrics import Metrics
+from covervlm.server.api.owner import owner
 from covervlm.server.api.prepare import Preparation
 from covervlm.server.engines.base import Engine, GenerationChunk
 
@@ -28,7 +29,7 @@ def router(engine: Engine, prepare: Preparation, metrics: Metrics) -> APIRouter:
     async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
         """OpenAI's chat completions; `vision_pruning` says how many vision tokens the model reads."""
         clock = metrics.request()
-        prepared = await unless_disconnected(request, prepare(body, request.state.request_id))
+        prepared = await unless_disconnected(request, prepare(body, request.state.request_id, owner(request)))
         clock.media_seconds = prepared.media_seconds
         metrics.observe_agent(prepared.agent)
         chunks = cast(AsyncGenerator[GenerationChunk, None], engine.generate(prepared.request))
@@ -47,7 +48,8 @@ def router(engine: Engine, prepare: Preparation, metrics: Metrics) -> APIRouter:
 
         Indices are in the answer unless `return_indices` is false. Fields that only sampling reads change nothing.
         """
-        prepared = await unless_disconnected(request, prepare(body, request.state.request_id, return_indices=True))
+        work = prepare(body, request.state.request_id, owner(request), return_indices=True)
+        prepared = await unless_disconnected(request, work)
         prompt = await unless_disconnected(request, engine.prune(prepared.request))
         metrics.observe_stages(prompt, prepared.media_seconds)
         metrics.observe_agent(prepared.agent)

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from covervlm.server.access import RateLimited
 from covervlm.server.engines.base import EngineError, EngineOverloaded, EngineUnavailable, InvalidRequest
 from covervlm.server.resources import ResourceError
 
@@ -79,6 +80,9 @@ def describe(error: Exception, request_id: str) -> Failure:
             return failure(status, str(error), param=error.param, code=error.code)
         case ResourceError():
             return failure(error.status, str(error), param=error.param, code=error.code)
+        case RateLimited():
+            wait = {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+            return failure(429, str(error), code="rate_limit_exceeded", headers=wait)
         case EngineOverloaded():
             retry_after = {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
             return failure(503, str(error), code="engine_overloaded", headers=retry_after)

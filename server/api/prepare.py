@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from covervlm.server.access import cache_digest
 from covervlm.server.agent import Agent, AgentReport, consult
 from covervlm.server.api.chat_request import ChatCompletionRequest, ChatMessage, ImageContent, TextContent, VideoContent
 from covervlm.server.api.models import budget_in_name
@@ -47,11 +48,13 @@ class Preparation:
         self._videos = VideoLoader(loader, limits)
         self._agent = agent
 
-    async def __call__(self, body: ChatCompletionRequest, request_id: str, *, return_indices: bool = False) -> Prepared:
-        """Raises InvalidRequest naming the field, or EngineOverloaded."""
+    async def __call__(
+        self, body: ChatCompletionRequest, request_id: str, owner: str, *, return_indices: bool = False
+    ) -> Prepared:
+        """Raises InvalidRequest naming the field, EngineOverloaded or RateLimited."""
         policy = self._policy(body, return_indices)
         start = time.perf_counter()
-        images = await self._images(body, policy)
+        images = await self._images(body, policy, owner)
         media_seconds = time.perf_counter() - start
         messages = tuple(_message(message, images) for message in body.messages)
         request = GenerationRequest(request_id, messages, body.sampling(), policy)
@@ -80,7 +83,9 @@ class Preparation:
             )
         return policy
 
-    async def _images(self, body: ChatCompletionRequest, policy: PruningPolicy) -> Iterator[ImagePart | VideoPart]:
+    async def _images(
+        self, body: ChatCompletionRequest, policy: PruningPolicy, owner: str
+    ) -> Iterator[ImagePart | VideoPart]:
         """Images and videos in reading order; a video counts as one image."""
         parts = [
             (part, f"messages[{i}].content[{j}]")
@@ -100,7 +105,8 @@ class Preparation:
                 param="vision_pruning.keep_tokens",
                 code="invalid_value",
             )
-        return iter(await asyncio.gather(*(self._load(part, param) for part, param in parts)))
+        loaded = await asyncio.gather(*(self._load(part, param) for part, param in parts))
+        return iter([replace(part, digest=cache_digest(owner, part.digest)) for part in loaded])
 
     async def _load(self, part: ImageContent | VideoContent, param: str) -> ImagePart | VideoPart:
         if isinstance(part, ImageContent):

@@ -1,6 +1,8 @@
 """One option, four sources: flag before environment before file before default; mistakes are one line."""
 from importlib.util import find_spec
 
+from importlib.util import find_spec
+
 import pytest
 from pydantic import ValidationError
 
@@ -158,3 +160,8 @@ def test_media_may_be_allowed_by_host_network_and_folder(served, tmp_path):
 def test_media_that_cannot_be_allowed_is_a_mistake(bad):
     with pytest.raises(ValidationError):
         Settings(**bad)
+
+
+@pytest.mark.parametrize("flags", [["--api-key=a,b"], ["--api-key", "a", "--api-key", "b"]])
+def test_keys_may_be_repeated_or_listed(served, flags):
+    assert served(*flags).api_key == Settings(api_key=("a", "b")).api_key
