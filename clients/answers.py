@@ -34,8 +34,9 @@ class PrunedImage:
     """What became of one image's vision tokens.
 
     coverage: reached share of the full set's, None for methods without one. milliseconds: of the selection.
-    indices: kept places among the `total` tokens; grid: (rows, columns) of all of them, in raster order. Both are None
-    where they were not asked for, grid also where a model's tokens form no single one.
+    indices: kept places among the `total` tokens; grid: (rows, columns) of all of them, in raster order; box: the area
+    that the grid covers, (left, top, right, bottom) in pixels of the image. They are None where they were not asked
+    for, grid and box also where a model's tokens form no single grid.
     """
 
     total: int
@@ -45,10 +46,11 @@ class PrunedImage:
     milliseconds: float
     indices: tuple[int, ...] | None = None
     grid: tuple[int, int] | None = None
+    box: tuple[float, float, float, float] | None = None
 
     @classmethod
     def read(cls, body: Mapping[str, Any]) -> Self:
-        indices, grid = body.get("indices"), body.get("grid")
+        indices, grid, box = body.get("indices"), body.get("grid"), body.get("box")
         return cls(
             body["total"],
             body["kept"],
@@ -57,6 +59,7 @@ class PrunedImage:
             body["milliseconds"],
             None if indices is None else tuple(indices),
             None if grid is None else (grid[0], grid[1]),
+            None if box is None else (box[0], box[1], box[2], box[3]),
         )
 
     def overlay(self, image: ImageSource) -> "Image":
@@ -65,7 +68,7 @@ class PrunedImage:
 
         if self.indices is None or self.grid is None:
             raise ValueError("the answer has no indices on a grid to draw; ask with return_indices=True")
-        return draw_overlay(pil_image(image).convert("RGB"), self.grid, self.indices)
+        return draw_overlay(pil_image(image).convert("RGB"), self.grid, self.indices, box=self.box)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ function request({ model, question, image, pruning }) {
   return { model, messages: [{ role: "user", content }], vision_pruning: pruning };
 }
 
-// What would be kept of the image: { total, kept, coverage, milliseconds, indices, grid, area }.
+// What would be kept of the image: { total, kept, coverage, milliseconds, indices, grid, box }.
 export async function prune(asked, access) {
   const response = await post("v1/prune", request(asked), access);
   return (await response.json()).images[0];

@@ -4,7 +4,7 @@ const WIDTH = 672;
 const DIM = "rgba(8, 10, 14, 0.75)";
 const OUTLINE = "#ffd200";
 
-// kept: { indices, grid: [rows, columns], area: [left, top, right, bottom] in shares of the picture } or null.
+// kept: { indices, grid: [rows, columns], box: [left, top, right, bottom] in the picture's pixels } or null.
 export function draw(canvas, picture, kept) {
   canvas.width = WIDTH;
   canvas.height = Math.max(1, Math.round((WIDTH * picture.naturalHeight) / picture.naturalWidth));
@@ -15,7 +15,7 @@ export function draw(canvas, picture, kept) {
   if (!kept?.indices || !kept.grid) return;
 
   const lit = new Path2D();
-  for (const [left, top, width, height] of patches(canvas, kept)) lit.rect(left, top, width, height);
+  for (const [left, top, width, height] of patches(canvas.width / picture.naturalWidth, picture, kept)) lit.rect(left, top, width, height);
   context.fillStyle = DIM;
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.save();
@@ -29,14 +29,14 @@ export function draw(canvas, picture, kept) {
   context.stroke(lit);
 }
 
-function* patches(canvas, { indices, grid, area }) {
+function* patches(scale, picture, { indices, grid, box }) {
   const [rows, columns] = grid;
-  const [left, top, right, bottom] = area ?? [0, 0, 1, 1];
-  const width = ((right - left) * canvas.width) / columns;
-  const height = ((bottom - top) * canvas.height) / rows;
+  const [left, top, right, bottom] = box ?? [0, 0, picture.naturalWidth, picture.naturalHeight];
+  const width = ((right - left) * scale) / columns;
+  const height = ((bottom - top) * scale) / rows;
   for (const index of indices) {
     const row = Math.floor(index / columns);
     const column = index % columns;
-    yield [left * canvas.width + column * width, top * canvas.height + row * height, width, height];
+    yield [left * scale + column * width, top * scale + row * height, width, height];
   }
 }

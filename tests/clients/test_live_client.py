@@ -148,6 +148,17 @@ def test_an_overlay_lights_exactly_the_kept_patches(client, scene):
     assert tuple(bright) == result.indices
 
 
+def test_an_overlay_of_a_wide_picture_leaves_what_the_model_does_not_see_dark(client, scene):
+    wide = Image.new("RGB", (672, 336), "white")
+    wide.paste(Image.open(scene.path).convert("RGB").resize((336, 336)), (168, 0))
+    result = client.prune(wide, scene.question, keep_ratio=1.0)
+    assert result.box == (168, 0, 504, 336)
+    overlay = numpy.asarray(result.overlay(wide)).astype(int)
+    assert overlay[:, :168].max() < 100
+    assert overlay[:, 504:].max() < 100
+    assert numpy.array_equal(overlay[2:12, 170:180], numpy.asarray(wide)[2:12, 170:180])
+
+
 def test_an_answer_without_indices_has_no_overlay(client, scene):
     answer = client.chat(scene.path, scene.question, keep_tokens=64)
     with pytest.raises(ValueError, match="return_indices"):
