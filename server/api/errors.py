@@ -21,6 +21,8 @@ logger = logging.getLogger("covervlm.api")
 
 MODEL_NOT_FOUND = "model_not_found"
 UNSUPPORTED_PARAMETER = "unsupported_parameter"
+UNAVAILABLE_SECONDS = 5
+"""When to ask again a server that loads, stops or has failed: time for a balancer to choose another replica."""
 
 
 class ErrorDetail(BaseModel):
@@ -87,7 +89,8 @@ def describe(error: Exception, request_id: str) -> Failure:
             retry_after = {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
             return failure(503, str(error), code="engine_overloaded", headers=retry_after)
         case EngineUnavailable():
-            return failure(503, str(error), code="engine_unavailable")
+            headers = {"Retry-After": str(UNAVAILABLE_SECONDS)}
+            return failure(503, str(error), code="engine_unavailable", headers=headers)
         case EngineError():
             logger.error("request %s failed in the engine: %s", request_id, error)
             return failure(500, str(error), code="engine_error")

@@ -37,6 +37,11 @@ def test_an_overloaded_server_says_when_to_come_back(client, engine):
     assert client.post("/v1/chat/completions", json=chat_body("Hello")).headers["retry-after"] == "3"
 
 
+def test_an_unavailable_server_says_when_to_come_back(client, engine):
+    engine.script = lambda request: [EngineUnavailable("Stopping.")]
+    assert client.post("/v1/chat/completions", json=chat_body("x")).headers["retry-after"] == "5"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_bug_is_logged_by_its_request_id_and_not_told(client, engine, caplog, stream):
     engine.script = lambda request: [KeyError("/secret/path")]
