@@ -6,7 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from PIL import Image
@@ -119,7 +119,12 @@ def page(driver) -> Iterator[Page]:
 
 
 @pytest.fixture
-def engine():
+def engine(monkeypatch):
+    def whole_picture(request):
+        report = prompt_report(request)
+        return replace(report, images=tuple(replace(image, box=None) for image in report.images))
+
+    monkeypatch.setattr("tests.server.api.scripted.prompt_report", whole_picture)
     return ScriptedEngine()
 
 
