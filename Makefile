@@ -9,11 +9,12 @@ OUT ?= results/demo-model
 
 VENV := .venv
 OLDEST := .venv-oldest
+VLLM := .venv-vllm
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPED := kernels pruners server clients
 
-.PHONY: serve test test-oldest lint bench demo-model clean
+.PHONY: serve test test-vllm test-oldest lint bench demo-model clean
 
 serve: $(READY)
 	$(BIN)/covervlm serve --port $(PORT)
@@ -24,6 +25,16 @@ test: $(READY)
 # The oldest transformers release that is supported; the newest is in constraints.txt.
 test-oldest: $(OLDEST)/.ready
 	$(OLDEST)/bin/pytest tests/server/models tests/server/engines tests/server/clip
+
+# The real vLLM on its CPU build, in an environment of its own that lasts until the pins change.
+test-vllm: $(VLLM)/.ready
+	PYTHONPATH=tests/vllm/torchvision_cure $(VLLM)/bin/pytest -c tests/vllm/pytest.ini tests/vllm
+
+$(VLLM)/.ready: constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -r constraints-vllm.txt
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
 
 lint: $(READY)
 	$(BIN)/ruff check .
