@@ -9,6 +9,7 @@ iteration at which a fit ends early, so that is told by `--whole` only.
 """
 
 import argparse
+import asyncio
 import resource
 import statistics
 import time
@@ -21,6 +22,10 @@ from torch.nn.functional import normalize
 
 from covervlm.server.clip.inmap import fit_vision_proxies, sinkhorn_labels
 from covervlm.server.clip.onzeta import OnlineZeroShot
+from covervlm.server.clip.service import ranked
+from covervlm.server.clip.sessions import Sessions, SnapshotInterval
+from covervlm.server.store import Store
+from covervlm.server.store_database import Database
 
 
 def random_space(images: int, classes: int, dimensions: int) -> tuple[Tensor, Tensor]:
@@ -131,11 +136,37 @@ def observe(classes: int, dimensions: int, images: int = 1000) -> None:
     for feature in features:
         stream.observe(feature)
         ticks()
-    milliseconds = sorted(1000 * s for s in ticks.seconds)
-    print(
-        f"OnZeta observe, K = {classes}, d = {dimensions}, one thread, {images} images: "
-        f"median {statistics.median(milliseconds):.2f} ms, 99th percentile {milliseconds[int(0.99 * images)]:.2f} ms"
-    )
+    tell(f"OnZeta observe, K = {classes}, d = {dimensions}, one thread, {images} images", ticks.seconds)
+
+
+async def observe_in_session(classes: int, dimensions: int, images: int = 1000) -> None:
+    """The same through the server's sessions: lock, thread, idempotency key, ranking, and snapshots."""
+    features, text = random_space(images, classes, dimensions)
+    names = [f"class {i}" for i in range(classes)]
+    store = Store(Database(None))
+    sessions = Sessions(store, SnapshotInterval())
+    about = {"classes": names, "horizon": images, "parameters": {}, "fingerprint": ""}
+    session = (await sessions.create("benchmark", about, text))["id"]
+    ticks = Ticks()
+    for i in range(images):
+        await sessions.observe(
+            "benchmark",
+            session,
+            features[i : i + 1],
+            lambda predictions: {"top": ranked(predictions[0].combined, names, 5)},
+            key=str(i),
+            digest="",
+        )
+        ticks()
+    await sessions.stop()
+    store.close()
+    tell("the same through a session with keys and snapshots", ticks.seconds)
+
+
+def tell(what: str, seconds: list[float]) -> None:
+    ordered = sorted(1000 * s for s in seconds)
+    last = ordered[int(0.99 * len(ordered))]
+    print(f"{what}: median {statistics.median(ordered):.2f} ms, 99th percentile {last:.2f} ms")
 
 
 def main() -> None:
@@ -159,6 +190,7 @@ def main() -> None:
     del features
     torch.set_num_threads(1)
     observe(options.classes, options.dimensions)
+    asyncio.run(observe_in_session(options.classes, options.dimensions))
 
 
 if __name__ == "__main__":
