@@ -20,7 +20,7 @@ from torch import Tensor
 
 from covervlm.kernels.affinity_inputs import AffinityInputs
 
-OPTIONS = {"num_warps": 4, "num_stages": 3}
+OPTIONS = {"num_warps": 8, "num_stages": 3}
 """The compiler's options for both kernels."""
 
 SCORE_TILE = {"BLOCK_LEFT": 64, "BLOCK_DEPTH": 64}

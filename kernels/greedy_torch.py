@@ -13,7 +13,7 @@ def select(affinity: Tensor, counts: Tensor, allowed: Tensor, width: int, check_
     free = allowed.clone()
     picks = torch.full((batch, width), -1, dtype=torch.int64, device=affinity.device)
     for step in range(width):
-        # Summed in float64: in float32 equal columns can get unequal sums, as vector lanes and tails add in other orders.
+        # In float32 equal columns can get unequal sums, as vector lanes and tails add in different orders.
         gains = (affinity - covered).clamp_(min=0).sum(dim=1, dtype=torch.float64).masked_fill_(~free, -1.0)
         # argmax may return any of several equal maxima; the first is what the greedy is defined by.
         best = (gains == gains.amax(dim=1, keepdim=True)).int().argmax(dim=1, keepdim=True)

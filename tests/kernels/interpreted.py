@@ -84,3 +84,14 @@ def _launch_in_threads(executor: Any, *args: Any, **kwargs: Any) -> None:
         raise failures[0]
     if any(thread.is_alive() for thread in threads):
         raise TimeoutError("programs wait for one another for ever")
+
+
+def shared_out(module: str, affinity: Any, counts: Any, allowed: Any, width: int, capacity: int) -> Any:
+    """`launch` with tiles of a few columns, its programs running at the same time: picks and evaluations."""
+    greedy = import_module(module)
+    full = greedy._GROUP_ELEMENTS
+    greedy._GROUP_ELEMENTS = 4 * affinity.shape[1]
+    try:
+        return concurrently(module, "launch", affinity, counts, allowed, width, capacity=capacity, count=True)
+    finally:
+        greedy._GROUP_ELEMENTS = full
