@@ -18,6 +18,7 @@ from vllm.model_executor.models.qwen2_5_vl import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFeatureSpec
+from vllm.platforms import current_platform
 
 from covervlm.server.vllm_plugin.model import PruningModel
 from covervlm.server.vllm_plugin.plan import FIELD, Plan
@@ -62,6 +63,10 @@ class PruningQwen2_5_VL(PruningModel, Qwen2_5_VLForConditionalGeneration):
             raise ValueError("--video-pruning-rate and covervlm's pruning of images exclude each other")
         # Asked by the model runner after loading. A partial, because configurations may be pickled.
         object.__setattr__(multimodal, "is_multimodal_pruning_enabled", partial(bool, True))
+        if current_platform.is_cpu():  # whose model runner never asks
+            from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+            CPUModelRunner.is_multimodal_pruning_enabled = property(lambda _: True, lambda *_: None)
 
     # Vision.
 
@@ -75,7 +80,8 @@ class PruningQwen2_5_VL(PruningModel, Qwen2_5_VLForConditionalGeneration):
         visual = self.visual
         grids = torch.cat([image["image_grid_thw"] for image in images]).cpu()
         seen: list[Tensor] = []
-        hook = visual.merger.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        # vLLM calls the merger itself past its hooks; its first step sees what it is given.
+        hook = visual.merger.ln_q.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
             tokens = visual(torch.cat([image["pixel_values"] for image in images]), grid_thw=grids.tolist())
         finally:
