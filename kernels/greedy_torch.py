@@ -8,16 +8,16 @@ def select(affinity: Tensor, counts: Tensor, allowed: Tensor, width: int, check_
     """Pick counts[b] of the allowed columns of each item; see `greedy_max_coverage.Backend`."""
     if check_finite and not bool(affinity.isfinite().all()):
         raise ValueError("affinity must be finite, but holds NaN or infinity")
-    batch, rows, _ = affinity.shape
-    covered = affinity.new_zeros(batch, rows, 1)
+    # Sums along the contiguous axis are the same for equal columns; across it, ties would break by rounding.
+    columns = affinity.mT.contiguous()
+    covered = columns.new_zeros(columns.shape[0], 1, columns.shape[2])
     free = allowed.clone()
-    picks = torch.full((batch, width), -1, dtype=torch.int64, device=affinity.device)
+    picks = torch.full((columns.shape[0], width), -1, dtype=torch.int64, device=columns.device)
     for step in range(width):
-        # In float32 equal columns can get unequal sums, as vector lanes and tails add in different orders.
-        gains = (affinity - covered).clamp_(min=0).sum(dim=1, dtype=torch.float64).masked_fill_(~free, -1.0)
+        gains = (columns - covered).clamp_(min=0).sum(dim=2).masked_fill_(~free, -1.0)
         # argmax may return any of several equal maxima; the first is what the greedy is defined by.
         best = (gains == gains.amax(dim=1, keepdim=True)).int().argmax(dim=1, keepdim=True)
-        covered = torch.maximum(covered, affinity.take_along_dim(best[:, None], dim=2))
+        covered = torch.maximum(covered, columns.take_along_dim(best[:, :, None], dim=1))
         free.scatter_(1, best, False)
         picks[:, step] = torch.where(step < counts, best[:, 0], -1)
     return picks

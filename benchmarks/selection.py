@@ -1,0 +1,215 @@
+"""Selection time: coverage affinity and greedy, ours against plain torch, side by side in one run.
+
+    python benchmarks/selection.py                  all sizes, table to the screen and results/selection.md, plot
+    python benchmarks/selection.py --quick          the three smallest sizes
+    python benchmarks/selection.py --plot docs/selection.png
+
+"plain" is the formula and the loop as one would write them in torch first: normalise, two products, two softmaxes;
+then a full scan of the matrix per pick. Both sides run by turns and rows are medians. "whole / affinity" is affinity
+plus greedy over the affinity alone. "same picks" compares the whole of both sides; where float32 rounding decides
+between columns of all but equal gain it gives the relative difference of the objectives instead. On a machine with a
+CUDA device the same table is measured there too, with events; otherwise the run says so. About two minutes on two
+cores, nearly all of it plain torch.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn.functional import normalize
+
+from covervlm.kernels import coverage_affinity, greedy_max_coverage, warm_up
+
+SIZES = [(1, 576, 64), (1, 576, 192), (5, 576, 32), (1, 1024, 205), (1, 2880, 160), (1, 2880, 640), (1, 4096, 820)]
+WIDTHS = (1024, 4096)
+WORDS = 8
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Row:
+    """One size: medians in milliseconds."""
+
+    items: int
+    n: int
+    k: int
+    width: int
+    plain_affinity: float
+    affinity: float
+    plain_greedy: float
+    greedy: float
+    same: str
+
+
+def plain_affinity(text: torch.Tensor, tokens: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    z, x, v = (normalize(rows, dim=-1, eps=1e-8) for rows in (text, tokens, features))
+    text_rows = (z @ x.mT / 0.02).softmax(-1) / z.shape[-2]
+    vision_rows = (v @ v.mT / 0.2).softmax(-1) / v.shape[-2]
+    return torch.cat([text_rows, 0.5 * vision_rows], dim=-2)
+
+
+def plain_greedy(affinity: torch.Tensor, k: int) -> list[int]:
+    covered = torch.zeros_like(affinity[:, :1])
+    picks: list[int] = []
+    for _ in range(k):
+        gains = (affinity - covered).clamp(min=0).sum(0)
+        gains[picks] = -1
+        picks.append(int(gains.argmax()))
+        covered = torch.maximum(covered, affinity[:, picks[-1:]])
+    return picks
+
+
+def scene(items: int, n: int, width: int, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Words, tokens and features whose neighbours resemble each other, as patches of a picture do."""
+    generator = torch.Generator().manual_seed(n)
+    themes = torch.randn(items, 24, width, generator=generator)
+    mix = torch.rand(items, n, 24, generator=generator) ** 8
+    patches = mix @ themes + 0.5 * torch.randn(items, n, width, generator=generator)
+    words = themes[:, :WORDS] + torch.randn(items, WORDS, width, generator=generator)
+    return words.to(device), patches.to(device), (patches + 0.1 * torch.randn_like(patches)).to(device)
+
+
+def medians(calls: list[Callable[[], object]], device: str, repeats: list[int]) -> list[float]:
+    """Milliseconds of each call, called by turns so that noise of the machine meets all alike."""
+    times: list[list[float]] = [[] for _ in calls]
+    for turn in range(max(repeats)):
+        for call, most, taken in zip(calls, repeats, times, strict=True):
+            if turn < most:
+                taken.append(clock(call, device))
+    return [statistics.median(taken) for taken in times]
+
+
+def clock(call: Callable[[], object], device: str) -> float:
+    if device == "cpu":
+        started = time.perf_counter()
+        call()
+        return (time.perf_counter() - started) * 1e3
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end)
+
+
+def measure(items: int, n: int, k: int, width: int, device: str) -> Row:
+    text, tokens, features = scene(items, n, width, device)
+    matrix = coverage_affinity(text, tokens, features, check_finite=False)
+    plain = plain_affinity(text, tokens, features)
+    picks = greedy_max_coverage(matrix, k, check_finite=False)
+    same = agreement(plain, [plain_greedy(one, k) for one in plain], picks.tolist())
+    few = 3 if n < 2000 else 1
+    many = 15 if n < 2000 else 7
+    slow_affinity, affinity, slow_greedy, greedy = medians(
+        [
+            lambda: plain_affinity(text, tokens, features),
+            lambda: coverage_affinity(text, tokens, features, check_finite=False),
+            lambda: [plain_greedy(one, k) for one in plain],
+            lambda: greedy_max_coverage(matrix, k, check_finite=False),
+        ],
+        device,
+        [many, many, few, many],
+    )
+    return Row(items, n, k, width, slow_affinity, affinity, slow_greedy, greedy, same)
+
+
+def agreement(matrices: torch.Tensor, left: list[list[int]], right: list[list[int]]) -> str:
+    """yes where the picks are equal, else by how much the objectives that they reach differ."""
+    if left == right:
+        return "yes"
+    reached = [
+        sum(float(one[:, picks].amax(1).sum(dtype=torch.float64)) for one, picks in zip(matrices, side, strict=True))
+        for side in (left, right)
+    ]
+    return f"objective differs by {abs(reached[1] / reached[0] - 1):.0e}"
+
+
+def batch_ratio(device: str) -> float:
+    """How many times the time of one batch of images their single calls take."""
+    matrix = coverage_affinity(*scene(BATCH, 576, 1024, device), check_finite=False)
+    singles, batch = medians(
+        [
+            lambda: [greedy_max_coverage(one, 64, check_finite=False) for one in matrix],
+            lambda: greedy_max_coverage(matrix, 64, check_finite=False),
+        ],
+        device,
+        [21, 21],
+    )
+    return singles / batch
+
+
+def table(rows: list[Row]) -> str:
+    lines = [
+        "| images x n -> k | d | affinity plain | affinity | greedy plain | greedy | greedy ratio | affinity ratio "
+        "| whole / affinity | same picks |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for r in rows:
+        lines.append(
+            f"| {r.items} x {r.n:,} -> {r.k} | {r.width} | {r.plain_affinity:.1f} | {r.affinity:.1f} "
+            f"| {r.plain_greedy:.1f} | {r.greedy:.2f} | {r.plain_greedy / r.greedy:.0f}x "
+            f"| {r.plain_affinity / r.affinity:.2f}x | {(r.affinity + r.greedy) / r.affinity:.2f} "
+            f"| {r.same} |"
+        )
+    return "\n".join(lines)
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    single = sorted((r for r in rows if r.items == 1 and r.width == WIDTHS[0]), key=lambda r: (r.n, r.k))
+    largest = {r.n: r for r in single}
+    figure, axes = plt.subplots(figsize=(6.5, 4.5))
+    for name, label in (
+        ("plain_greedy", "greedy, plain torch"),
+        ("greedy", "greedy"),
+        ("plain_affinity", "affinity, plain torch"),
+        ("affinity", "affinity"),
+    ):
+        axes.loglog(list(largest), [getattr(r, name) for r in largest.values()], marker="o", label=label)
+    axes.set_xlabel("vision tokens n (largest k measured at each)")
+    axes.set_ylabel("milliseconds")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the three smallest sizes only")
+    parser.add_argument("--plot", type=Path, default=Path("results/selection.png"))
+    arguments = parser.parse_args()
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    report = []
+    for device in devices:
+        warm_up(device)
+        rows = []
+        for items, n, k in SIZES[:3] if arguments.quick else SIZES:
+            for width in WIDTHS:
+                rows.append(measure(items, n, k, width, device))
+                print(table(rows[-1:]).splitlines()[-1], flush=True)
+        title = f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}; milliseconds"
+        ratio = f"{BATCH} images of 576 -> 64: single calls take {batch_ratio(device):.2f} times as long as one batch."
+        report.append(f"{title}\n\n{table(rows)}\n\n{ratio}\n")
+        if device == "cpu":
+            plot(rows, arguments.plot)
+    if devices == ["cpu"]:
+        report.append("No CUDA device: the Triton kernels were not measured.\n")
+    text = "\n".join(report)
+    print("\n" + text)
+    out = Path("results/selection.md")
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
