@@ -22,6 +22,12 @@ serve: $(READY)
 test: $(READY)
 	$(BIN)/pytest
 
+# The page in a real browser; installs Debian's chromium where there is none.
+test-browser: $(READY)
+	command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+	    { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver; }
+	$(BIN)/pytest -m browser tests/e2e
+
 # The oldest transformers release that is supported; the newest is in constraints.txt.
 test-oldest: $(OLDEST)/.ready
 	$(OLDEST)/bin/pytest tests/server/models tests/server/engines tests/server/clip
@@ -46,7 +52,7 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/latency.py
 	$(BIN)/python benchmarks/batching.py
-	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/quality.py
 
 # About 75 minutes on one core. The result goes to OUT and replaces nothing.

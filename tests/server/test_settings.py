@@ -1,5 +1,4 @@
 """One option, four sources: flag before environment before file before default; mistakes are one line."""
-from importlib.util import find_spec
 
 from importlib.util import find_spec
 
