@@ -95,7 +95,7 @@ def greedy_kernel(  # type: ignore[no-untyped-def]
         while (top > 0) & (top & 1 == 0):
             group = (((top >> 1 & _LAST) ^ _LAST).to(tl.int32) - first) // TOGETHER
             column = first + group * TOGETHER + tl.arange(0, TOGETHER)
-            excess = tl.zeros([TOGETHER, BLOCK], tl.float32)
+            excess = tl.full([TOGETHER, BLOCK], 0.0, tl.float32)
             for part in tl.static_range(BLOCKS):
                 row = part * BLOCK + block
                 have = tl.load(covered + row, mask=(row < rows) & (step > 0), other=0.0)
