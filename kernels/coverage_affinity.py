@@ -107,7 +107,10 @@ def _check_tensors(given: dict[str, Tensor]) -> None:
 def _counts(name: str, lengths: Lengths | None, batch: int, least: int, most: int, device: torch.device) -> Tensor:
     if lengths is None:
         return torch.full((batch,), most, device=device)
-    counts = torch.as_tensor(lengths)
+    try:
+        counts = torch.as_tensor(lengths)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name} must be {batch} integers, got {lengths!r}") from None
     if counts.shape != (batch,) or counts.is_floating_point() or counts.dtype == torch.bool:
         raise ValueError(f"{name} must be {batch} integers, got {lengths!r}")
     if not counts.is_cuda and batch and not (least <= int(counts.min()) and int(counts.max()) <= most):
