@@ -39,7 +39,7 @@ def coverage_affinity(
     features: V (n, d_v) or (B, n, d_v), vision features before the projector; None leaves the vision rows out.
     text_lengths, token_lengths: for a batch padded to common m and n, the real counts of each item, (B,) integers.
         Rows and columns past them are zero in the result, and what the padding holds does not matter.
-    backend: "torch", the plain formula; "cpu", two thirds of the product; "triton", fused on CUDA; "auto", by the device.
+    backend: "torch", the plain formula; "cpu", by symmetry; "triton", fused on CUDA; "auto", by the device.
     check_finite: whether to look for NaN and infinity; on CUDA that waits for the device, so leave it out of graphs.
 
     Any float dtype goes in and rows are L2-normalised (norm clamped at 1e-8); the arithmetic and the result are
