@@ -12,42 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from covervlm.pruners.inputs import PruneInput, Selection
 from covervlm.pruners.objective import Objective
-
-
-@dataclass(frozen=True, eq=False)
-class PruneInput:
-    """One image, or one crop of an image, as the pruning methods see it.
-
-    tokens: (n, d) projector outputs, any float dtype.
-    features: (n, d_v) vision features before the projector, any float dtype.
-    text: (m, d) input embeddings of the question's words; None or m = 0 where there is no question.
-    allowed: (n,) bool, False for patches that hold padding only; None means all are allowed.
-    grid: (rows, columns) with rows * columns = n, tokens in raster order; None where there is no grid.
-    cls_attention: (n,) attention of the CLS token, averaged over heads; present only if the method asks for it.
-    seed: randomness that a method may draw on, so that a selection depends on its request alone.
-    """
-
-    tokens: Tensor
-    features: Tensor
-    text: Tensor | None = None
-    allowed: Tensor | None = None
-    grid: tuple[int, int] | None = None
-    cls_attention: Tensor | None = None
-    seed: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """What a method keeps of one input.
-
-    indices: (k,) int64, ascending, so that kept tokens stay in raster order.
-    coverage: objective(kept) / objective(everything that may be kept), in [0, 1]; the objective is MMTok's
-        (arXiv 2508.18264), for every method, over the text that the method was shown and the image itself.
-    """
-
-    indices: Tensor
-    coverage: float
 
 
 @dataclass(frozen=True)
@@ -114,12 +80,7 @@ class Pruner:
         ValueError for a method whose picks are not nested.
         """
         if not self.nested:
-            from covervlm.pruners.registry import nested_pruner_names
-
-            methods = ", ".join(nested_pruner_names())
-            raise ValueError(
-                f"{type(self).__name__} picks in no order, so no coverage budget; methods with one: {methods}"
-            )
+            raise ValueError(f"{type(self).__name__} picks in no order, so it takes no coverage budget; set a count")
         if not 0 < share <= 1:
             raise ValueError(f"coverage must be in (0, 1], got {share!r}")
         low = 1 if min_tokens is None else _counts(min_tokens, 1)[0]

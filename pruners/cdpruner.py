@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from covervlm.pruners.base import PruneInput, Pruner, highest
+from covervlm.pruners.base import Pruner, highest
+from covervlm.pruners.inputs import PruneInput
 from covervlm.pruners.objective import Objective
 
 _RANK_TOLERANCE = 1e-10

@@ -9,7 +9,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from covervlm.pruners.base import PruneInput, Pruner, highest
+from covervlm.pruners.base import Pruner, highest
+from covervlm.pruners.inputs import PruneInput
 from covervlm.pruners.objective import Objective
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from covervlm.pruners.base import PruneInput, Pruner
+from covervlm.pruners.base import Pruner
+from covervlm.pruners.inputs import PruneInput
 from covervlm.pruners.objective import Objective
 
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from covervlm.pruners.base import PruneInput, Pruner, Selection
+from covervlm.pruners.base import Pruner
+from covervlm.pruners.inputs import PruneInput, Selection
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,13 @@
 """MMTok's objective for the inputs of one call: how well kept tokens cover the question's words and the image."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from covervlm.kernels import coverage_affinity, greedy_max_coverage
-
-if TYPE_CHECKING:
-    from covervlm.pruners.base import PruneInput
+from covervlm.pruners.inputs import PruneInput
 
 Rows = Literal["all", "text", "vision"]
 
@@ -20,7 +18,7 @@ class Objective:
     Inputs of equal shape share one batch, so that crops and video frames take one kernel call together.
     """
 
-    def __init__(self, images: Sequence["PruneInput"], *, tau_text: float, tau_vision: float, alpha: float) -> None:
+    def __init__(self, images: Sequence[PruneInput], *, tau_text: float, tau_vision: float, alpha: float) -> None:
         self._images = images
         self._batches: list[tuple[list[int], Tensor]] = []
         shapes: dict[tuple[int, int], list[int]] = {}
@@ -75,5 +73,5 @@ class Objective:
         )
 
 
-def _words(image: "PruneInput") -> int:
+def _words(image: PruneInput) -> int:
     return 0 if image.text is None else len(image.text)

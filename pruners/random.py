@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from covervlm.pruners.base import PruneInput, Pruner, highest
+from covervlm.pruners.base import Pruner, highest
+from covervlm.pruners.inputs import PruneInput
 from covervlm.pruners.objective import Objective
 
 

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from covervlm.pruners.base import PruneInput, Pruner
+from covervlm.pruners.base import Pruner
+from covervlm.pruners.inputs import PruneInput
 from covervlm.pruners.objective import Objective
 
 

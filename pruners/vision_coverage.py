@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from covervlm.pruners.base import PruneInput, Pruner
+from covervlm.pruners.base import Pruner
+from covervlm.pruners.inputs import PruneInput
 from covervlm.pruners.objective import Objective
 
 

@@ -2,12 +2,12 @@
 
 Triton decides at import whether it interprets, and other tests may have imported it already, hence the process. The
 interpreter runs the programs of a launch one after the other, so a kernel whose programs wait for one another would
-hang; `concurrently` gives every program a thread instead.
+hang; `concurrently` lets them take turns instead.
 """
 
 import os
-import sys
 import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from multiprocessing import get_context
@@ -32,30 +32,45 @@ def call(module: str, name: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def concurrently(module: str, name: str, *args: Any, **kwargs: Any) -> Any:
-    """Like `call`, but the programs of every launch run at the same time, one thread each."""
+    """Like `call`, but the programs of every launch take turns, a thread each: at a volatile load the next may go on.
+
+    Triton's interpreter is not safe to use from several threads at once, so only one program runs at any time.
+    """
     from triton.runtime import interpreter
 
-    local = threading.local()
-    builder = interpreter.InterpreterBuilder
-    sequential, interval = interpreter.GridExecutor.__call__, sys.getswitchinterval()
+    local, turn = threading.local(), threading.Lock()
+    builder, load = interpreter.InterpreterBuilder, interpreter.InterpreterBuilder.create_masked_load
+    sequential = interpreter.GridExecutor.__call__
+    failures: list[BaseException] = []
+
+    def load_in_turn(self: Any, *loaded: Any) -> Any:
+        if loaded[-1]:
+            turn.release()
+            time.sleep(1e-4)
+            turn.acquire()
+            if failures:
+                raise RuntimeError("another program failed")
+        return load(self, *loaded)
+
     builder.grid_idx = property(lambda _: local.place, lambda _, place: setattr(local, "place", place))
-    interpreter.GridExecutor.__call__ = _launch_in_threads
-    sys.setswitchinterval(1e-4)
+    builder.create_masked_load = load_in_turn
+    interpreter.GridExecutor.__call__ = lambda *launched, **named: _launch_in_turns(turn, failures, *launched, **named)
     try:
         return call(module, name, *args, **kwargs)
     finally:
-        sys.setswitchinterval(interval)
         interpreter.GridExecutor.__call__ = sequential
+        builder.create_masked_load = load
         del builder.grid_idx
 
 
-def _launch_in_threads(executor: Any, *args: Any, **kwargs: Any) -> None:
+def _launch_in_turns(
+    turn: threading.Lock, failures: list[BaseException], executor: Any, *args: Any, **kwargs: Any
+) -> None:
     from triton.runtime import interpreter
 
     known = {name: value for name, value in kwargs.items() if name in executor.arg_names}
     names = dict(zip(executor.arg_names, args, strict=False)) | known
     scope = interpreter._patch_lang(executor.fn)
-    failures: list[BaseException] = []
     try:
         converted = {
             name: value if name in executor.constexprs else interpreter._implicit_cvt(value)
@@ -66,24 +81,26 @@ def _launch_in_threads(executor: Any, *args: Any, **kwargs: Any) -> None:
         builder.set_grid_dim(*grid)
 
         def program(place: tuple[int, int, int]) -> None:
-            try:
-                builder.set_grid_idx(*place)
-                executor.fn(**converted)
-            except BaseException as failure:
-                failures.append(failure)
+            with turn:
+                try:
+                    builder.set_grid_idx(*place)
+                    executor.fn(**converted)
+                except BaseException as failure:
+                    failures.append(failure)
 
         places = [(x, y, z) for x in range(grid[0]) for y in range(grid[1]) for z in range(grid[2])]
         threads = [threading.Thread(target=program, args=(place,), daemon=True) for place in places]
         for thread in threads:
             thread.start()
+        deadline = time.monotonic() + 60
         for thread in threads:
-            thread.join(timeout=120)
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
+        if any(thread.is_alive() for thread in threads):
+            failures.append(TimeoutError("programs wait for one another for ever"))
     finally:
         scope.restore()
     if failures:
         raise failures[0]
-    if any(thread.is_alive() for thread in threads):
-        raise TimeoutError("programs wait for one another for ever")
 
 
 def shared_out(module: str, affinity: Any, counts: Any, allowed: Any, width: int, capacity: int) -> Any:
