@@ -69,10 +69,12 @@ class Page:
         return self.wait(lambda: self.find("#error").is_displayed() and self.text("#error"))
 
     def times(self, panel):
-        names = [entry.text for entry in self.driver.find_elements(By.CSS_SELECTOR, f"#{panel} dt")]
-        return dict(
-            zip(names, (e.text for e in self.driver.find_elements(By.CSS_SELECTOR, f"#{panel} dd")), strict=True)
+        # Read in one go, since the page replaces the entries while the answer comes in.
+        script = (
+            "return [...document.querySelectorAll(`#${arguments[0]} dt`)].map("
+            "dt => [dt.innerText, dt.nextElementSibling?.innerText ?? ''])"
         )
+        return dict(self.driver.execute_script(script, panel))
 
     def lit(self, panel="pruned"):
         """Places of the 24 x 24 grid whose middle shows on the canvas as bright as in the picture itself."""
