@@ -10,7 +10,10 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+# Imported from its module: older releases of transformers refuse the public name where torchvision is missing.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from covervlm.server.clip.prompt_tower import PromptTower
 from covervlm.server.clip.templates import ENSEMBLE, check_class_names, check_templates, prompts
