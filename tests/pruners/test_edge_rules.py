@@ -184,7 +184,8 @@ def test_sixteen_threads_get_their_serial_answers(name):
         threaded = list(pool.map(lambda job: pruner.choose([job[0]], job[1])[0], jobs))
     for one, other in zip(serial, threaded, strict=True):
         assert one.indices.tolist() == other.indices.tolist()
-        assert one.coverage == other.coverage
+        # torch adds up in an order that depends on the threads it gets.
+        assert one.coverage == pytest.approx(other.coverage, abs=1e-6)
 
 
 @every_method
