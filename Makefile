@@ -14,13 +14,17 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPED := kernels pruners server clients
 
-.PHONY: serve test test-vllm test-oldest lint bench demo-model clean
+.PHONY: serve test test-long test-browser test-vllm test-oldest lint bench demo-model clean
 
 serve: $(READY)
 	$(BIN)/covervlm serve --port $(PORT)
 
 test: $(READY)
 	$(BIN)/pytest
+
+# Soak, fuzz and full-size runs.
+test-long: $(READY)
+	$(BIN)/pytest -m long
 
 # The page in a real browser; installs Debian's chromium where there is none.
 test-browser: $(READY)
