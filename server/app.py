@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from covervlm.server.access import CallerLimits, Callers, Keys
+from covervlm.server.adaptive_budget import AdaptiveBudget
 from covervlm.server.addresses import AddressPolicy
 from covervlm.server.agent import build_agent
 from covervlm.server.api import chat, clip, errors, models, ops, playground
@@ -75,7 +76,10 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
         )
     app.add_middleware(Boundary, metrics=metrics, max_body_bytes=int(settings.max_body_bytes))
-    prepare = Preparation(engine, settings, loader, build_agent(engine, settings))
+    adaptive_budget = _adaptive_budget(settings)
+    if adaptive_budget is not None:
+        metrics.watch_adaptive_budget(lambda: adaptive_budget.observe(engine.stats().waiting))
+    prepare = Preparation(engine, settings, loader, build_agent(engine, settings), adaptive_budget)
     app.include_router(chat.router(engine, prepare, metrics))
     app.include_router(models.router(engine, settings))
     app.include_router(ops.router(engine, metrics))
@@ -83,6 +87,12 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     if clip_service is not None:
         app.include_router(clip.router(clip_service, loader, build_words(engine, settings)))
     return app
+
+
+def _adaptive_budget(settings: Settings) -> AdaptiveBudget | None:
+    """The floor is reached when half as many requests wait as are answered at once."""
+    budgets = settings.budget_range
+    return None if budgets is None else AdaptiveBudget(budgets, full_queue=settings.max_running // 2)
 
 
 def _fetcher(settings: Settings) -> Fetcher:

@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from covervlm.server.access import configured, read_key_file
+from covervlm.server.adaptive_budget import BudgetRange
 
 MIB = 1024 * 1024
 MAX_PIXELS = 89_478_485
@@ -99,6 +100,11 @@ class Settings(BaseSettings):
     )
     keep_ratio: float | None = Field(
         default=None, gt=0, le=1, allow_inf_nan=False, description="the same as a share of each image's tokens"
+    )
+    adaptive_budget: str | None = Field(
+        default=None,
+        description="FLOOR:CEILING, e.g. 64:192: where a request has no budget, keep CEILING tokens of each image when "
+        "nobody waits and fewer as the queue grows, never less than FLOOR",
     )
     budget_aliases: Annotated[tuple[int, ...], NoDecode] = Field(
         default=(192, 64, 16), description="budgets that /v1/models lists as MODEL:BUDGET, e.g. 192,64,16"
@@ -208,9 +214,22 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
-        if self.keep_tokens is not None and self.keep_ratio is not None:
-            raise ValueError("keep_tokens and keep_ratio are two budgets; set one")
+        budgets = {name for name in ("keep_tokens", "keep_ratio", "adaptive_budget") if getattr(self, name) is not None}
+        if len(budgets) > 1:
+            raise ValueError(f"{' and '.join(sorted(budgets, reverse=True))} are {len(budgets)} budgets; set one")
         return self
+
+    @field_validator("adaptive_budget")
+    @classmethod
+    def _range(cls, value: str | None) -> str | None:
+        if value is not None:
+            BudgetRange.parse(value)
+        return value
+
+    @property
+    def budget_range(self) -> BudgetRange | None:
+        """What `adaptive_budget` names."""
+        return None if self.adaptive_budget is None else BudgetRange.parse(self.adaptive_budget)
 
     @property
     def model_name(self) -> str:

@@ -148,7 +148,8 @@ class Answer:
         return Logprobs.of(tokens) if self._body.logprobs else None
 
     def _pruning(self) -> PruningReport:
-        return PruningReport.of(self._prompt, self._prepared.media_seconds, self._prepared.agent)
+        prepared = self._prepared
+        return PruningReport.of(self._prompt, prepared.media_seconds, prepared.agent, adaptive=prepared.adaptive)
 
 
 def _chunk_choice(

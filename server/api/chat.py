@@ -53,7 +53,7 @@ def router(engine: Engine, prepare: Preparation, metrics: Metrics) -> APIRouter:
         prompt = await unless_disconnected(request, engine.prune(prepared.request))
         metrics.observe_stages(prompt, prepared.media_seconds)
         metrics.observe_agent(prepared.agent)
-        report = PruningReport.of(prompt, prepared.media_seconds, prepared.agent)
+        report = PruningReport.of(prompt, prepared.media_seconds, prepared.agent, adaptive=prepared.adaptive)
         return _json(
             PruneResponse(
                 id=f"prune-{uuid.uuid4().hex}",

@@ -109,15 +109,19 @@ class PrunedImage(BaseModel):
 class PruningReport(BaseModel):
     """One entry per image in reading order, and the seconds that each stage before the first token took.
 
-    `agent` is the first pass that guided the selection, where the request asked for one.
+    `agent` is the first pass that guided the selection, where the request asked for one. `adaptive` is true where the
+    server chose the budget by its load.
     """
 
     images: list[PrunedImage]
     seconds: dict[str, float]
     agent: AgentReport | None = None
+    adaptive: bool = False
 
     @classmethod
-    def of(cls, prompt: PromptReport, media_seconds: float, agent: AgentReport | None) -> Self:
+    def of(
+        cls, prompt: PromptReport, media_seconds: float, agent: AgentReport | None, *, adaptive: bool = False
+    ) -> Self:
         seconds = {"media": media_seconds, **({"agent": agent.seconds} if agent else {}), **prompt.seconds}
         report = cls(
             images=[PrunedImage.of(image) for image in prompt.images],
@@ -125,6 +129,8 @@ class PruningReport(BaseModel):
         )
         if agent is not None:
             report.agent = agent
+        if adaptive:
+            report.adaptive = True
         return report
 
 
@@ -180,6 +186,7 @@ class PruneResponse(BaseModel):
     images: list[PrunedImage]
     seconds: dict[str, float]
     agent: AgentReport | None = None
+    adaptive: bool = False
 
 
 def _logprob(token: TokenLogprob) -> dict[str, Any]:

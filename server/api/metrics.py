@@ -1,7 +1,7 @@
 """What the server measures, for Prometheus; names follow vLLM's where it measures the same thing."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -76,6 +76,15 @@ class Metrics:
         registry.register(EngineCollector(engine))
         if hasattr(engine, "collect"):  # an engine with metrics of its own, as vLLM has
             registry.register(engine)  # type: ignore[arg-type]
+
+    def watch_adaptive_budget(self, budget: Callable[[], int]) -> None:
+        """Show what `budget` returns whenever the metrics are read."""
+        gauge = Gauge(
+            "covervlm_adaptive_budget_tokens",
+            "Vision tokens that a request without a budget would keep of each image now.",
+            registry=self.registry,
+        )
+        gauge.set_function(budget)
 
     def observe_stages(self, prompt: PromptReport, media_seconds: float) -> None:
         for stage, seconds in prompt.seconds.items():

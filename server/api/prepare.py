@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from covervlm.server.access import cache_digest
+from covervlm.server.adaptive_budget import AdaptiveBudget
 from covervlm.server.agent import Agent, AgentReport, consult
 from covervlm.server.api.chat_request import ChatCompletionRequest, ChatMessage, ImageContent, TextContent, VideoContent
 from covervlm.server.api.models import budget_in_name
@@ -30,23 +31,33 @@ class Prepared:
     """A request for the engine, and what came before it.
 
     media_seconds: how long its images took to be decoded, waiting included. agent: the first pass, where one was made.
+    adaptive: the budget is the server's answer to its load.
     """
 
     request: GenerationRequest
     media_seconds: float
     agent: AgentReport | None = None
+    adaptive: bool = False
 
 
 class Preparation:
     """Checks what needs the served model to be known, and decodes the images."""
 
-    def __init__(self, engine: Engine, settings: Settings, loader: ImageLoader, agent: Agent) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        loader: ImageLoader,
+        agent: Agent,
+        adaptive_budget: AdaptiveBudget | None = None,
+    ) -> None:
         self._engine = engine
         self._settings = settings
         self._loader = loader
         limits = VideoLimits(settings.max_video_frames, int(settings.max_video_bytes), settings.max_video_pixels)
         self._videos = VideoLoader(loader, limits)
         self._agent = agent
+        self._adaptive_budget = adaptive_budget
 
     async def __call__(
         self, body: ChatCompletionRequest, request_id: str, owner: str, *, return_indices: bool = False
@@ -56,13 +67,17 @@ class Preparation:
         start = time.perf_counter()
         images = await self._images(body, policy, owner)
         media_seconds = time.perf_counter() - start
+        adaptive = self._adaptive_budget is not None and not policy.has_budget and policy.method != "none"
+        if self._adaptive_budget is not None and adaptive:
+            # Asked for once the images are there: what counts is the queue that the request is about to join.
+            policy = replace(policy, keep_tokens=self._adaptive_budget.observe(self._engine.stats().waiting))
         messages = tuple(_message(message, images) for message in body.messages)
         request = GenerationRequest(request_id, messages, body.sampling(), policy)
         report = None
         if policy.guide == "agent" and policy.prunes and request.images:
             report = await consult(self._agent, request, self._settings.agent_timeout)
             request = replace(request, hint=report.answer)
-        return Prepared(request, media_seconds if request.images else 0.0, report)
+        return Prepared(request, media_seconds if request.images else 0.0, report, adaptive)
 
     def _policy(self, body: ChatCompletionRequest, return_indices: bool) -> PruningPolicy:
         settings = self._settings

@@ -86,9 +86,12 @@ class PruningPolicy:
     return_indices: bool = False
 
     @property
+    def has_budget(self) -> bool:
+        return any(budget is not None for budget in (self.keep_tokens, self.keep_ratio, self.coverage))
+
+    @property
     def prunes(self) -> bool:
-        budgets = (self.keep_tokens, self.keep_ratio, self.coverage)
-        return self.method != "none" and any(budget is not None for budget in budgets)
+        return self.method != "none" and self.has_budget
 
 
 @dataclass(frozen=True)

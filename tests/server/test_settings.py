@@ -77,6 +77,8 @@ def test_aliases_in_the_environment_are_a_list_with_commas(monkeypatch, value, e
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--adaptive-budget", "192:64"], "adaptive_budget: should be FLOOR:CEILING"),
+        (["--adaptive-budget", "64:192", "--keep-tokens", "64"], "keep_tokens and adaptive_budget are 2 budgets"),
         (["--port", "99999"], "port: "),
         (["--port", "http"], "port: "),
         (["--keep-tokens", "0"], "keep_tokens: "),
