@@ -13,6 +13,8 @@ from covervlm.server.store_database import Database
 ANONYMOUS = "anonymous"
 """Owner of everything that is made without an API key."""
 
+JOB_STATES = ("queued", "running", "succeeded", "failed", "cancelled")
+
 RESTARTED = {"code": "server_restarted", "message": "The server was restarted while the job ran; submit it again."}
 """The error of a job whose server ended before it did."""
 
@@ -100,6 +102,12 @@ class Store:
             owner,
         )
         return int(row[0]) if row else 0
+
+    def counts(self) -> tuple[dict[str, int], int]:
+        """All owners' jobs by state, and their sessions."""
+        jobs = {row["state"]: int(row["n"]) for row in self._db.rows("SELECT state, count(*) AS n FROM jobs GROUP BY 1")}
+        row = self._db.row("SELECT count(*) FROM sessions")
+        return jobs, int(row[0]) if row else 0
 
     # Classifiers.
 

@@ -25,7 +25,7 @@ from covervlm.server.clip.uploads import Uploads
 from covervlm.server.clip.words import UnusableWords
 from covervlm.server.engines.base import EngineError, EngineUnavailable
 from covervlm.server.resources import Conflict, NotFound, QuotaExceeded
-from covervlm.server.store import Classifier, Job, NameTaken, Store
+from covervlm.server.store import JOB_STATES, Classifier, Job, NameTaken, Store
 from covervlm.server.store_database import Database, StoreError
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,14 @@ class Embeddings:
     vectors: list[bytes]
     dimensions: int
     tokens: int
+
+
+@dataclass(frozen=True)
+class ClipStats:
+    """A moment's gauges, for /metrics: jobs that the server knows of, by state, and open OnZeta sessions."""
+
+    jobs: Mapping[str, int]
+    sessions: int = 0
 
 
 class ClipService:
@@ -117,6 +125,11 @@ class ClipService:
     @property
     def dimensions(self) -> int:
         return self.encoder.dimensions
+
+    def stats(self) -> ClipStats:
+        """Two counting queries; zeros before the service starts and after it stops."""
+        jobs, sessions = self.store.counts() if self._state == "ready" else ({}, 0)
+        return ClipStats(dict.fromkeys(JOB_STATES, 0) | jobs, sessions)
 
     # Embeddings and labels at once.
 

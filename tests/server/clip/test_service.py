@@ -77,6 +77,31 @@ async def test_unfinished_jobs_are_limited(service):
     assert last.state == "succeeded", last.error
 
 
+async def test_stats_count_the_jobs_and_sessions_of_all_owners(service):
+    assert (sum(service.stats().jobs.values()), service.stats().sessions) == (0, 0)
+    release = asyncio.Event()
+
+    async def words():
+        await release.wait()
+        return ["red", "green"]
+
+    pictures = [picture(1), picture(2)]
+    jobs = [await service.start_clustering(who, pictures, words, aspect="color", words=()) for who in ("me", "you")]
+    while service.jobs.get("me", jobs[0].id).state != "running":
+        await asyncio.sleep(0)
+    await session(service, "me")
+    await session(service, "you")
+    stats = service.stats()
+    assert dict(stats.jobs) == {"queued": 1, "running": 1, "succeeded": 0, "failed": 0, "cancelled": 0}
+    assert stats.sessions == 2
+    await service.jobs.cancel("you", jobs[1].id)
+    release.set()
+    async for _ in service.jobs.watch("me", jobs[0].id):
+        pass
+    jobs = service.stats().jobs
+    assert (jobs["succeeded"], jobs["cancelled"], jobs["running"]) == (1, 1, 0)
+
+
 async def test_uploads_are_limited(service):
     def npy(rows: int) -> bytes:
 
@@ -131,6 +156,7 @@ async def test_a_service_that_cannot_start_or_has_stopped_says_so(tmp_path):
         raise ValueError("/secret/path is no CLIP")
 
     service = ClipService(fail, tmp_path, name="c")
+    assert sum(service.stats().jobs.values()) == 0
     with pytest.raises(EngineUnavailable, match="cannot be loaded") as caught:
         await service.ready()
     assert "secret" not in str(caught.value)
