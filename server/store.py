@@ -105,9 +105,9 @@ class Store:
 
     def counts(self) -> tuple[dict[str, int], int]:
         """All owners' jobs by state, and their sessions."""
-        jobs = {row["state"]: int(row["n"]) for row in self._db.rows("SELECT state, count(*) AS n FROM jobs GROUP BY 1")}
+        jobs = self._db.rows("SELECT state, count(*) FROM jobs GROUP BY state")
         row = self._db.row("SELECT count(*) FROM sessions")
-        return jobs, int(row[0]) if row else 0
+        return {state: int(count) for state, count in jobs}, int(row[0]) if row else 0
 
     # Classifiers.
 
