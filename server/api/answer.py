@@ -127,7 +127,8 @@ class Answer:
 
     def _event(self, choices: list[ChunkChoice], **fields: Any) -> str:
         if self._body.include_usage:
-            fields.setdefault("usage", None)
+            so_far = Usage.of(self._prompt, self._completion_tokens) if self._body.continuous_usage else None
+            fields.setdefault("usage", so_far)
         chunk = ChatCompletionChunk(
             id=self._id,
             object="chat.completion.chunk",

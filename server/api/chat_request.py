@@ -154,7 +154,10 @@ StopStrings = Annotated[tuple[Text, ...], BeforeValidator(_stop_strings, json_sc
 
 
 class StreamOptions(Wire):
+    """`continuous_usage_stats` is vLLM's: with `include_usage`, every event carries the usage so far."""
+
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
     include_obfuscation: Ignored = None
 
 
@@ -228,6 +231,10 @@ class ChatCompletionRequest(Wire):
     @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     def sampling(self) -> SamplingParams:
         """The engine's terms for these fields; what is absent keeps the default of OpenAI's API."""

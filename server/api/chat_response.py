@@ -163,7 +163,7 @@ class ChatCompletionChunk(BaseModel):
     """One event of a streamed answer. Fields that are not set are not sent.
 
     The first event of a request with images carries `vision_pruning`. With `include_usage` a last event without
-    choices carries `usage`, which is null in all others.
+    choices carries `usage`, which in all others is null, or what it is so far with `continuous_usage_stats`.
     """
 
     id: str

@@ -47,6 +47,15 @@ def test_usage_is_null_but_in_a_last_event_without_choices(client, red_png):
     assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (586, 3)
 
 
+def test_continuous_usage_counts_the_tokens_of_every_event(client, red_png):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = events(client, chat_body("Hello", red_png, stream_options=options))
+    assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [1, 1, 2, 3, 3, 3]
+    assert {chunk["usage"]["prompt_tokens"] for chunk in chunks} == {586}
+    lone = events(client, chat_body("Hello", red_png, stream_options={"continuous_usage_stats": True}))
+    assert not any("usage" in chunk for chunk in lone)
+
+
 def test_the_first_event_alone_carries_the_pruning_report(client, red_png):
     chunks = events(client, chat_body("Hello", red_png, vision_pruning={"keep_tokens": 64}))
     assert chunks[0]["vision_pruning"]["images"][0]["kept"] == 64
