@@ -32,7 +32,9 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     settings = settings or Settings()
     engine = engine or build_engine(settings)
     clip_service = build_clip(settings, engine)
-    metrics = Metrics(engine)
+    metrics = Metrics(engine, model=settings.model_name)
+    if clip_service is not None:
+        metrics.watch_clip(clip_service)
     loader = ImageLoader(
         ImageLimits(int(settings.max_image_bytes), settings.max_image_pixels),
         threads=settings.media_threads,

@@ -6,6 +6,7 @@ import shlex
 import socket
 
 import uvicorn
+from prometheus_client import disable_created_metrics
 
 from covervlm.server.app import create_app
 from covervlm.server.demo import example_scenes
@@ -29,6 +30,7 @@ async def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises SettingsError or StartupError where that cannot begin."""
     logging.basicConfig(format="%(levelname)s:     %(name)s: %(message)s")
     logging.getLogger("covervlm").setLevel(settings.log_level.upper())
+    disable_created_metrics()  # a second series beside every counter, which no dashboard reads
     listener = _bind(settings)
     engine = await start_engine(settings)
     app = create_app(settings, engine)

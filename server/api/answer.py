@@ -21,8 +21,8 @@ from covervlm.server.api.chat_response import (
 )
 from covervlm.server.api.errors import describe
 from covervlm.server.api.event_stream import DONE, event
-from covervlm.server.api.metrics import RequestMetrics
 from covervlm.server.api.prepare import Prepared
+from covervlm.server.api.request_metrics import RequestMetrics
 from covervlm.server.engines.base import FinishReason, GenerationChunk, PromptReport, TokenLogprob
 
 

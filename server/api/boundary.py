@@ -1,6 +1,7 @@
 """The outermost layer of the app: request ids, body size, HTTP metrics, and an answer where there is a bug."""
 
 import re
+import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -55,6 +56,7 @@ class Boundary:
                     headers_out.setdefault(name, value)
             await send(message)
 
+        started = time.perf_counter()
         with self._metrics.http_in_flight.track_inprogress():
             try:
                 await self._app(scope, self._limited(headers, receive), send_with_id)
@@ -68,6 +70,7 @@ class Boundary:
             finally:
                 route = getattr(scope.get("route"), "path", "unknown")
                 self._metrics.http_requests.labels(route, status or CLIENT_CLOSED_REQUEST).inc()
+                self._metrics.http_seconds.labels(route).observe(time.perf_counter() - started)
 
     def _limited(self, headers: Headers, receive: Receive) -> Receive:
         """`receive`, which ends a body that is too long: at once where its length is declared, else when it shows."""

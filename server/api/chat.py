@@ -31,7 +31,7 @@ def router(engine: Engine, prepare: Preparation, metrics: Metrics) -> APIRouter:
         clock = metrics.request()
         prepared = await unless_disconnected(request, prepare(body, request.state.request_id, owner(request)))
         clock.media_seconds = prepared.media_seconds
-        metrics.observe_agent(prepared.agent)
+        metrics.observe_agent(prepared.agent, prepared.request.pruning.method)
         chunks = cast(AsyncGenerator[GenerationChunk, None], engine.generate(prepared.request))
         answer = Answer(body, prepared, chunks, clock)
         async with AsyncExitStack() as stack:
@@ -52,7 +52,7 @@ def router(engine: Engine, prepare: Preparation, metrics: Metrics) -> APIRouter:
         prepared = await unless_disconnected(request, work)
         prompt = await unless_disconnected(request, engine.prune(prepared.request))
         metrics.observe_stages(prompt, prepared.media_seconds)
-        metrics.observe_agent(prepared.agent)
+        metrics.observe_agent(prepared.agent, prepared.request.pruning.method)
         report = PruningReport.of(prompt, prepared.media_seconds, prepared.agent, adaptive=prepared.adaptive)
         return _json(
             PruneResponse(

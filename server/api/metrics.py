@@ -1,28 +1,40 @@
 """What the server measures, for Prometheus; names follow vLLM's where it measures the same thing."""
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from covervlm.server.agent import AgentReport
-from covervlm.server.engines.base import Engine, GenerationChunk, PromptReport
+from covervlm.server.api.collectors import ClipCollector, EngineCollector
+from covervlm.server.api.request_metrics import RequestMetrics
+from covervlm.server.engines.base import Engine, PromptReport
+
+if TYPE_CHECKING:
+    from covervlm.server.clip.service import ClipService
 
 STAGE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
 REQUEST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
+LENGTH_BUCKETS = tuple(digit * 10**power for power in range(5) for digit in (1, 2, 5))
+"""Of token counts: 1, 2, 5, 10, ... 50000."""
 
 
 class Metrics:
     """The counters and histograms of one app, in a registry of their own."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, model: str = "") -> None:
+        """`model` is the name that clients use."""
         self.registry = registry = CollectorRegistry()
         self.http_requests = Counter(
             "covervlm_http_requests", "Answered HTTP requests.", ["route", "status"], registry=registry
+        )
+        self.http_seconds = Histogram(
+            "covervlm_http_request_duration_seconds",
+            "From an HTTP request's head to the end of its response.",
+            ["route"],
+            buckets=REQUEST_BUCKETS,
+            registry=registry,
         )
         self.http_in_flight = Gauge(
             "covervlm_http_requests_in_flight", "HTTP requests being answered.", registry=registry
@@ -47,9 +59,9 @@ class Metrics:
         )
         self.stage = Histogram(
             "covervlm_stage_seconds",
-            "Seconds of each stage before the first token: media (images decoded), agent, queue, preprocess, tower, "
-            "selection, prefill.",
-            ["stage"],
+            "Seconds of each stage of a request by its pruning method: media (images decoded), agent, queue, "
+            "preprocess, tower, selection, prefill, decode.",
+            ["stage", "method"],
             buckets=STAGE_BUCKETS,
             registry=registry,
         )
@@ -57,6 +69,18 @@ class Metrics:
             "covervlm_prompt_tokens", "Prompt tokens that the language model read.", registry=registry
         )
         self.generation_tokens = Counter("covervlm_generation_tokens", "Generated tokens.", registry=registry)
+        self.request_prompt_tokens = Histogram(
+            "covervlm_request_prompt_tokens",
+            "Prompt tokens of one request, after pruning.",
+            buckets=LENGTH_BUCKETS,
+            registry=registry,
+        )
+        self.request_generation_tokens = Histogram(
+            "covervlm_request_generation_tokens",
+            "Tokens generated for one request.",
+            buckets=LENGTH_BUCKETS,
+            registry=registry,
+        )
         self.vision_tokens_before = Counter(
             "covervlm_vision_tokens_before", "Vision tokens of the images, unpruned.", ["method"], registry=registry
         )
@@ -73,7 +97,8 @@ class Metrics:
         self.agent_tokens = Counter(
             "covervlm_agent_tokens", "Prompt and answer tokens that the agent cost.", registry=registry
         )
-        registry.register(EngineCollector(engine))
+        registry.register(EngineCollector(engine, model))
+        ProcessCollector(registry=registry)
         if hasattr(engine, "collect"):  # an engine with metrics of its own, as vLLM has
             registry.register(engine)  # type: ignore[arg-type]
 
@@ -86,89 +111,24 @@ class Metrics:
         )
         gauge.set_function(budget)
 
-    def observe_stages(self, prompt: PromptReport, media_seconds: float) -> None:
-        for stage, seconds in prompt.seconds.items():
-            self.stage.labels(stage).observe(seconds)
-        if prompt.images:
-            self.stage.labels("media").observe(media_seconds)
+    def watch_clip(self, clip: "ClipService") -> None:
+        """Show its jobs and sessions whenever the metrics are read."""
+        self.registry.register(ClipCollector(clip))
 
-    def observe_agent(self, agent: AgentReport | None) -> None:
+    def observe_stages(self, prompt: PromptReport, media_seconds: float) -> None:
+        """The stages of a request whose prompt has been read; without images there is no tower and no selection."""
+        for stage, seconds in prompt.seconds.items():
+            if prompt.images or stage not in ("tower", "selection"):
+                self.stage.labels(stage, prompt.method).observe(seconds)
+        if prompt.images:
+            self.stage.labels("media", prompt.method).observe(media_seconds)
+
+    def observe_agent(self, agent: AgentReport | None, method: str) -> None:
         if agent is not None:
             self.agent.labels(agent.error or "answered").inc()
             self.agent_tokens.inc(agent.prompt_tokens + agent.completion_tokens)
-            self.stage.labels("agent").observe(agent.seconds)
+            self.stage.labels("agent", method).observe(agent.seconds)
 
-    def request(self) -> "RequestMetrics":
+    def request(self) -> RequestMetrics:
         """Starts the clock of one generation."""
         return RequestMetrics(self)
-
-
-class RequestMetrics:
-    """The clock of one generation: sees every chunk, and its end."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._start = time.perf_counter()
-        self._last: dict[int, float] = {}
-        self._ended = False
-        self.media_seconds = 0.0
-
-    def chunk(self, chunk: GenerationChunk) -> None:
-        metrics, now = self._metrics, time.perf_counter()
-        if chunk.prompt is not None:
-            self._prompt(chunk.prompt)
-        if chunk.tokens:
-            if not self._last:
-                metrics.time_to_first_token.observe(now - self._start)
-            if chunk.index in self._last:
-                for _ in range(chunk.tokens):
-                    metrics.inter_token_latency.observe((now - self._last[chunk.index]) / chunk.tokens)
-            self._last[chunk.index] = now
-            metrics.generation_tokens.inc(chunk.tokens)
-        if chunk.finish_reason is not None:
-            metrics.finished.labels(chunk.finish_reason).inc()
-
-    def done(self) -> None:
-        """The answer is complete."""
-        self._ended = True
-        self._metrics.e2e_latency.observe(time.perf_counter() - self._start)
-
-    @contextmanager
-    def failures(self) -> Iterator[None]:
-        """Tells failures of the engine, which the HTTP status counts, from cancellations."""
-        try:
-            yield
-        except Exception:
-            self._ended = True
-            raise
-
-    def released(self) -> None:
-        """Nobody reads any more: a cancellation, unless the answer had ended."""
-        if not self._ended:
-            self._metrics.cancelled.inc()
-
-    def _prompt(self, prompt: PromptReport) -> None:
-        metrics = self._metrics
-        metrics.observe_stages(prompt, self.media_seconds)
-        metrics.prompt_tokens.inc(prompt.prompt_tokens)
-        for image in prompt.images:
-            metrics.vision_tokens_before.labels(image.method).inc(image.total)
-            metrics.vision_tokens_after.labels(image.method).inc(image.kept)
-
-
-class EngineCollector(Collector):
-    """The engine's own gauges and totals, asked for when Prometheus asks."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def describe(self) -> Iterator[Metric]:
-        return iter(())
-
-    def collect(self) -> Iterator[Metric]:
-        stats = self._engine.stats()
-        yield GaugeMetricFamily("covervlm_num_requests_running", "Requests being decoded.", stats.running)
-        yield GaugeMetricFamily("covervlm_num_requests_waiting", "Requests waiting for a slot.", stats.waiting)
-        yield GaugeMetricFamily("covervlm_feature_cache_bytes", "Memory of cached image features.", stats.cache_bytes)
-        yield CounterMetricFamily("covervlm_feature_cache_hits", "Images found in the cache.", stats.cache_hits)
-        yield CounterMetricFamily("covervlm_feature_cache_misses", "Images not in the cache.", stats.cache_misses)

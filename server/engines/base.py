@@ -163,6 +163,11 @@ class PromptReport:
     seconds: Mapping[str, float] = field(default_factory=dict)
     cached_images: int = 0
 
+    @property
+    def method(self) -> str:
+        """What pruned the images; "none" where all of them, if any, were left whole."""
+        return next((image.method for image in self.images if image.method != "none"), "none")
+
 
 @dataclass(frozen=True)
 class TokenLogprob:
