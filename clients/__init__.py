@@ -2,8 +2,17 @@
 
 from covervlm.clients.answers import ChatAnswer, Model, PrunedImage, PruneResult, Usage
 from covervlm.clients.async_client import AsyncClient
-from covervlm.clients.calls import ChatOptions, PruneOptions
 from covervlm.clients.client import Client
+from covervlm.clients.clip_answers import (
+    Classification,
+    Classifier,
+    Cluster,
+    Clustering,
+    Embeddings,
+    Session,
+    Upload,
+)
+from covervlm.clients.conversations import ChatOptions, PruneOptions
 from covervlm.clients.errors import (
     APIConnectionError,
     APIError,
@@ -12,6 +21,7 @@ from covervlm.clients.errors import (
     AuthenticationError,
     BadRequestError,
     ConflictError,
+    JobFailedError,
     NotFoundError,
     OverloadedError,
     PayloadTooLargeError,
@@ -21,6 +31,7 @@ from covervlm.clients.errors import (
     ServerError,
 )
 from covervlm.clients.images import ImageSource
+from covervlm.clients.jobs import Job
 from covervlm.clients.messages import Message, assistant, system, user
 from covervlm.clients.retries import RetryPolicy
 from covervlm.clients.streaming import AsyncStream, Stream
@@ -36,9 +47,16 @@ __all__ = [
     "BadRequestError",
     "ChatAnswer",
     "ChatOptions",
+    "Classification",
+    "Classifier",
     "Client",
+    "Cluster",
+    "Clustering",
     "ConflictError",
+    "Embeddings",
     "ImageSource",
+    "Job",
+    "JobFailedError",
     "Message",
     "Model",
     "NotFoundError",
@@ -52,7 +70,9 @@ __all__ = [
     "ResponseFormatError",
     "RetryPolicy",
     "ServerError",
+    "Session",
     "Stream",
+    "Upload",
     "Usage",
     "assistant",
     "system",

@@ -1,21 +1,21 @@
 """AsyncClient: the same calls for asyncio."""
 
-from asyncio import sleep, to_thread
-from collections.abc import Sequence
+from asyncio import sleep
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self
 
 import httpx
 
-from covervlm.clients import calls
-from covervlm.clients.answers import ChatAnswer, Model, PruneResult
-from covervlm.clients.calls import Call, ChatOptions, PruneOptions, Result
-from covervlm.clients.connection import Connection, Download, read, timeouts
+from covervlm.clients import clusterings, conversations, embeddings, zero_shot
+from covervlm.clients.calls import Call, Result
+from covervlm.clients.classifiers import AsyncClassifiers
+from covervlm.clients.connection import Connection, read, timeouts
 from covervlm.clients.errors import APIError, connection_errors, status_error
-from covervlm.clients.images import Images, ImageSource, sources
-from covervlm.clients.messages import Message, remote_images, user, with_images
+from covervlm.clients.methods import async_streaming, asynchronous
 from covervlm.clients.retries import RetryPolicy
-from covervlm.clients.streaming import AsyncStream
+from covervlm.clients.sessions import AsyncSessions
+from covervlm.clients.watching import AsyncJobs
+from covervlm.clients.web_images import Download, remote_images, with_images
 
 
 class AsyncClient:
@@ -31,53 +31,33 @@ class AsyncClient:
         retries: int | RetryPolicy = 4,
         http_client: httpx.AsyncClient | None = None,
     ) -> None:
+        self.retries = RetryPolicy(retries) if isinstance(retries, int) else retries
         self._connection = Connection.to(base_url, api_key)
         self._model = model
-        self._retries = RetryPolicy(retries) if isinstance(retries, int) else retries
         self._owned = http_client is None
         self._http = http_client or httpx.AsyncClient(timeout=timeouts(timeout))
+        self.classifiers = AsyncClassifiers(self)
+        self.sessions = AsyncSessions(self)
+        self.jobs = AsyncJobs(self)
 
-    async def chat(
-        self, image: Images, question: str, *, model: str | None = None, **options: Unpack[ChatOptions]
-    ) -> ChatAnswer:
-        """The answer to a question about an image, or several in a list, or none (None). ChatOptions has the options.
+    chat = asynchronous(conversations.chat)
+    stream = async_streaming(conversations.chat)
+    chat_messages = asynchronous(conversations.chat_messages)
+    stream_messages = async_streaming(conversations.chat_messages)
+    prune = asynchronous(conversations.prune)
+    models = asynchronous(conversations.models)
+    embed_texts = asynchronous(embeddings.embed_texts)
+    embed_images = asynchronous(embeddings.embed_images)
+    classify = asynchronous(zero_shot.classify)
+    cluster = asynchronous(clusterings.cluster)
 
-        An image is a path, an http(s) or data URL, the bytes of a file, a PIL image or a numpy array.
-        """
-        return await self.chat_messages([await _user(image, question)], model=model, **options)
+    async def send(self, call: Call[Result]) -> Result:
+        """The result of a call; what all methods above do with theirs."""
+        return read(call, await self._tried(await self._completed(call), stream=False))
 
-    def stream(
-        self, image: Images, question: str, *, model: str | None = None, **options: Unpack[ChatOptions]
-    ) -> AsyncStream:
-        """The same answer piece by piece: `async for piece in client.stream(...)`."""
-
-        async def send() -> httpx.Response:
-            return await self._open([await _user(image, question)], model, options)
-
-        return AsyncStream(send)
-
-    async def chat_messages(
-        self, messages: Sequence[Message], *, model: str | None = None, **options: Unpack[ChatOptions]
-    ) -> ChatAnswer:
-        """The answer to a conversation; `covervlm.clients.user`, `assistant` and `system` make its messages."""
-        return await self._result(calls.chat(await self._served(model), await self._embedded(messages), **options))
-
-    def stream_messages(
-        self, messages: Sequence[Message], *, model: str | None = None, **options: Unpack[ChatOptions]
-    ) -> AsyncStream:
-        """The same answer piece by piece."""
-        return AsyncStream(lambda: self._open(messages, model, options))
-
-    async def prune(
-        self, image: ImageSource, question: str, *, model: str | None = None, **options: Unpack[PruneOptions]
-    ) -> PruneResult:
-        """Which vision tokens of an image a question keeps, without generating an answer."""
-        messages = await self._embedded([await _user(image, question)])
-        return await self._result(calls.prune(await self._served(model), messages, **options))
-
-    async def models(self) -> list[Model]:
-        """The served model, then its names with a budget."""
-        return await self._result(calls.list_models())
+    async def open(self, call: Call[Any]) -> httpx.Response:
+        """The response to a call once its headers are there; whoever reads it closes it."""
+        return await self._tried(await self._completed(call), stream=True)
 
     async def close(self) -> None:
         if self._owned:
@@ -91,15 +71,16 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _served(self, model: str | None) -> str:
-        """The name to ask for: the call's, the client's, or what the server serves."""
-        name = model or self._model
-        if name is None:
-            name = self._model = (await self.models())[0].id
-        return name
+    async def _completed(self, call: Call[Result]) -> Call[Result]:
+        """The call with what only this client knows: the served model's name, and images from the web."""
+        if call.lacks_model:
+            call = call.with_model(await self._served())
+        return with_images(call, {url: await self._fetch(url) for url in remote_images(call)})
 
-    async def _embedded(self, messages: Sequence[Message]) -> Sequence[Message]:
-        return with_images(messages, {url: await self._fetch(url) for url in remote_images(messages)})
+    async def _served(self) -> str:
+        if self._model is None:
+            self._model = (await self.models())[0].id
+        return self._model
 
     async def _fetch(self, url: str) -> bytes:
         download = Download(url)
@@ -110,21 +91,14 @@ class AsyncClient:
                     download.take(part)
         return download.data
 
-    async def _open(self, messages: Sequence[Message], model: str | None, options: ChatOptions) -> httpx.Response:
-        call = calls.chat(await self._served(model), await self._embedded(messages), **options)
-        return await self._send(calls.streamed(call), stream=True)
-
-    async def _result(self, call: Call[Result]) -> Result:
-        return read(call, await self._send(call, stream=False))
-
-    async def _send(self, call: Call[Any], *, stream: bool) -> httpx.Response:
+    async def _tried(self, call: Call[Any], *, stream: bool) -> httpx.Response:
         """A response that is a success, after as many tries as the policy allows; a streamed one is left open."""
         attempt = 0
         while True:
             try:
                 return await self._try(call, stream=stream)
             except APIError as error:
-                delay = self._retries.delay(attempt, error)
+                delay = self.retries.delay(attempt, error, repeatable=call.repeatable)
                 if delay is None:
                     raise
             await sleep(delay)
@@ -141,8 +115,3 @@ class AsyncClient:
             finally:
                 await response.aclose()
         raise status_error(response)
-
-
-async def _user(image: Images, question: str) -> Message:
-    # Reading and encoding take long enough to be felt on the event loop.
-    return await to_thread(user, question, *sources(image))

@@ -1,22 +1,22 @@
 """Client: blocking calls to a covervlm server."""
 
-from collections.abc import Sequence
 from contextlib import closing
 from time import sleep
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self
 
 import httpx
 
-from covervlm.clients import calls
-from covervlm.clients.answers import ChatAnswer, Model, PruneResult
-from covervlm.clients.calls import Call, ChatOptions, PruneOptions, Result
-from covervlm.clients.connection import Connection, Download, read, timeouts
+from covervlm.clients import clusterings, conversations, embeddings, zero_shot
+from covervlm.clients.calls import Call, Result
+from covervlm.clients.classifiers import Classifiers
+from covervlm.clients.connection import Connection, read, timeouts
 from covervlm.clients.errors import APIError, connection_errors, status_error
-from covervlm.clients.images import Images, ImageSource, sources
-from covervlm.clients.messages import Message, remote_images, user, with_images
+from covervlm.clients.methods import blocking, streaming
 from covervlm.clients.retries import RetryPolicy
-from covervlm.clients.streaming import Stream
+from covervlm.clients.sessions import Sessions
+from covervlm.clients.watching import Jobs
+from covervlm.clients.web_images import Download, remote_images, with_images
 
 
 class Client:
@@ -39,54 +39,33 @@ class Client:
         retries: int | RetryPolicy = 4,
         http_client: httpx.Client | None = None,
     ) -> None:
+        self.retries = RetryPolicy(retries) if isinstance(retries, int) else retries
         self._connection = Connection.to(base_url, api_key)
         self._model = model
-        self._retries = RetryPolicy(retries) if isinstance(retries, int) else retries
         self._owned = http_client is None
         self._http = http_client or httpx.Client(timeout=timeouts(timeout))
+        self.classifiers = Classifiers(self)
+        self.sessions = Sessions(self)
+        self.jobs = Jobs(self)
 
-    def chat(
-        self, image: Images, question: str, *, model: str | None = None, **options: Unpack[ChatOptions]
-    ) -> ChatAnswer:
-        """The answer to a question about an image, or several in a list, or none (None). ChatOptions has the options.
+    chat = blocking(conversations.chat)
+    stream = streaming(conversations.chat)
+    chat_messages = blocking(conversations.chat_messages)
+    stream_messages = streaming(conversations.chat_messages)
+    prune = blocking(conversations.prune)
+    models = blocking(conversations.models)
+    embed_texts = blocking(embeddings.embed_texts)
+    embed_images = blocking(embeddings.embed_images)
+    classify = blocking(zero_shot.classify)
+    cluster = blocking(clusterings.cluster)
 
-        An image is a path, an http(s) or data URL, the bytes of a file, a PIL image or a numpy array.
-        """
-        return self.chat_messages([user(question, *sources(image))], model=model, **options)
+    def send(self, call: Call[Result]) -> Result:
+        """The result of a call; what all methods above do with theirs."""
+        return read(call, self._tried(self._completed(call), stream=False))
 
-    def stream(
-        self, image: Images, question: str, *, model: str | None = None, **options: Unpack[ChatOptions]
-    ) -> Stream:
-        """The same answer piece by piece: `for piece in client.stream(...)`."""
-        return self.stream_messages([user(question, *sources(image))], model=model, **options)
-
-    def chat_messages(
-        self, messages: Sequence[Message], *, model: str | None = None, **options: Unpack[ChatOptions]
-    ) -> ChatAnswer:
-        """The answer to a conversation; `covervlm.clients.user`, `assistant` and `system` make its messages."""
-        return self._result(calls.chat(self._served(model), self._embedded(messages), **options))
-
-    def stream_messages(
-        self, messages: Sequence[Message], *, model: str | None = None, **options: Unpack[ChatOptions]
-    ) -> Stream:
-        """The same answer piece by piece."""
-
-        def send() -> httpx.Response:
-            call = calls.chat(self._served(model), self._embedded(messages), **options)
-            return self._send(calls.streamed(call), stream=True)
-
-        return Stream(send)
-
-    def prune(
-        self, image: ImageSource, question: str, *, model: str | None = None, **options: Unpack[PruneOptions]
-    ) -> PruneResult:
-        """Which vision tokens of an image a question keeps, without generating an answer."""
-        messages = self._embedded([user(question, image)])
-        return self._result(calls.prune(self._served(model), messages, **options))
-
-    def models(self) -> list[Model]:
-        """The served model, then its names with a budget."""
-        return self._result(calls.list_models())
+    def open(self, call: Call[Any]) -> httpx.Response:
+        """The response to a call once its headers are there; whoever reads it closes it."""
+        return self._tried(self._completed(call), stream=True)
 
     def close(self) -> None:
         if self._owned:
@@ -100,15 +79,16 @@ class Client:
     ) -> None:
         self.close()
 
-    def _served(self, model: str | None) -> str:
-        """The name to ask for: the call's, the client's, or what the server serves."""
-        name = model or self._model
-        if name is None:
-            name = self._model = self.models()[0].id
-        return name
+    def _completed(self, call: Call[Result]) -> Call[Result]:
+        """The call with what only this client knows: the served model's name, and images from the web."""
+        if call.lacks_model:
+            call = call.with_model(self._served())
+        return with_images(call, {url: self._fetch(url) for url in remote_images(call)})
 
-    def _embedded(self, messages: Sequence[Message]) -> Sequence[Message]:
-        return with_images(messages, {url: self._fetch(url) for url in remote_images(messages)})
+    def _served(self) -> str:
+        if self._model is None:
+            self._model = self.models()[0].id
+        return self._model
 
     def _fetch(self, url: str) -> bytes:
         download = Download(url)
@@ -118,17 +98,14 @@ class Client:
                 download.take(part)
         return download.data
 
-    def _result(self, call: Call[Result]) -> Result:
-        return read(call, self._send(call, stream=False))
-
-    def _send(self, call: Call[Any], *, stream: bool) -> httpx.Response:
+    def _tried(self, call: Call[Any], *, stream: bool) -> httpx.Response:
         """A response that is a success, after as many tries as the policy allows; a streamed one is left open."""
         attempt = 0
         while True:
             try:
                 return self._try(call, stream=stream)
             except APIError as error:
-                delay = self._retries.delay(attempt, error)
+                delay = self.retries.delay(attempt, error, repeatable=call.repeatable)
                 if delay is None:
                     raise
             sleep(delay)

@@ -14,8 +14,6 @@ from covervlm.clients.errors import ResponseFormatError
 
 BASE_URL = "http://127.0.0.1:8000"
 CONNECT_TIMEOUT = 10.0
-LARGEST_DOWNLOAD = 64 * 1024 * 1024
-"""Bytes of an image that is fetched from the web; what the server takes by default in a whole request."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +40,12 @@ class Connection:
 
     def request(self, call: Call[Any]) -> dict[str, Any]:
         """The arguments of httpx's build_request; the key goes along with requests to the server, and only there."""
-        arguments: dict[str, Any] = {"method": call.method, "url": self.base_url + call.path, "headers": self.headers}
+        headers = {**self.headers, **call.headers}
+        arguments: dict[str, Any] = {"method": call.method, "url": self.base_url + call.path, "headers": headers}
         if call.body is not None:
             arguments["json"] = call.body
+        if call.content is not None:
+            arguments["content"] = call.content
         if call.timeout is not None:
             arguments["timeout"] = timeouts(call.timeout)
         return arguments
@@ -58,31 +59,6 @@ def timeouts(seconds: float) -> httpx.Timeout:
 def read(call: Call[Result], response: httpx.Response) -> Result:
     """The call's result from a response that is a success. Raises ResponseFormatError."""
     try:
-        return call.read(response.json())
+        return call.read(response.content if call.binary else response.json())
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ResponseFormatError(f"The answer to {call.method} {call.path} is not a covervlm server's.") from error
-
-
-class Download:
-    """An image from the web as it comes in; too large a one is given up early."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._parts: list[bytes] = []
-        self._size = 0
-
-    def take(self, part: bytes) -> None:
-        """Raises ValueError once there is more than fits in a request."""
-        self._size += len(part)
-        if self._size > LARGEST_DOWNLOAD:
-            raise ValueError(f"the image at {self._url} has more than {LARGEST_DOWNLOAD} bytes")
-        self._parts.append(part)
-
-    def check(self, response: httpx.Response) -> None:
-        """Raises ValueError for a response that is no success."""
-        if not response.is_success:
-            raise ValueError(f"the image at {self._url} cannot be fetched: HTTP {response.status_code}")
-
-    @property
-    def data(self) -> bytes:
-        return b"".join(self._parts)

@@ -14,11 +14,28 @@ class APIError(Exception):
 
 
 class APIConnectionError(APIError):
-    """The server could not be reached, or the connection broke."""
+    """The server could not be reached, or the connection broke.
+
+    reached: whether the request may have arrived.
+    """
+
+    def __init__(self, message: str, *, reached: bool = True) -> None:
+        super().__init__(message)
+        self.reached = reached
 
 
 class APITimeoutError(APIConnectionError):
     """The server was reached, and sent nothing for longer than the timeout."""
+
+
+class JobFailedError(APIError):
+    """A job that was waited for did not succeed; `state` is failed or cancelled, `code` says why for programs."""
+
+    def __init__(self, message: str, *, job: str, state: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.job = job
+        self.state = state
+        self.code = code
 
 
 class ResponseFormatError(APIError):
@@ -131,12 +148,13 @@ def connection_errors() -> Iterator[None]:
     """Raises httpx's errors of the transport as this package's."""
     try:
         yield
-    except httpx.ConnectTimeout as error:
-        raise APIConnectionError("The server could not be reached in time.") from error
+    except (httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+        raise APIConnectionError("The server could not be reached in time.", reached=False) from error
     except httpx.TimeoutException as error:
         raise APITimeoutError("The server sent nothing for longer than the timeout.") from error
     except httpx.TransportError as error:
-        raise APIConnectionError(f"The connection to the server failed: {error or type(error).__name__}.") from error
+        message = f"The connection to the server failed: {error or type(error).__name__}."
+        raise APIConnectionError(message, reached=not isinstance(error, httpx.ConnectError)) from error
     except httpx.RequestError as error:
         raise ResponseFormatError(f"The server's answer could not be read: {error}.") from error
 

@@ -49,6 +49,11 @@ def data_url(source: ImageSource) -> str:
     return _encode(_png(pil_image(source)))
 
 
+def image_part(source: ImageSource) -> dict[str, Any]:
+    """The image as OpenAI's API spells it."""
+    return {"type": "image_url", "image_url": {"url": data_url(source)}}
+
+
 def pil_image(source: Any) -> "Image":
     """The image decoded, and upright by its EXIF orientation as the server sees it; not for http(s) URLs."""
     from PIL import Image, ImageOps

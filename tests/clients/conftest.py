@@ -65,4 +65,6 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr("covervlm.clients.client.sleep", slept.append)
     monkeypatch.setattr("covervlm.clients.async_client.sleep", sleep)
+    monkeypatch.setattr("covervlm.clients.watching.sleep", slept.append)
+    monkeypatch.setattr("covervlm.clients.watching.async_sleep", sleep)
     return slept

@@ -214,7 +214,7 @@ def test_an_image_that_is_not_there_is_an_error_of_the_argument(script):
 
 
 def test_an_image_without_end_is_given_up(script, monkeypatch):
-    monkeypatch.setattr("covervlm.clients.connection.LARGEST_DOWNLOAD", 10)
+    monkeypatch.setattr("covervlm.clients.web_images.LARGEST_DOWNLOAD", 10)
     with httpx.Client(transport=httpx.MockTransport(script(httpx.Response(200, content=b"x" * 11)))) as http:
         client = Client("http://host", model="demo", http_client=http)
         with pytest.raises(ValueError, match="more than 10 bytes"):
@@ -228,3 +228,72 @@ def test_a_timeout_reaches_the_request(script):
         with pytest.raises(clients.ServerError):
             client.chat(None, "Hello", timeout=3)
     assert calls.requests[1].extensions["timeout"] == {"connect": 3, "read": 3, "write": 3, "pool": 3}
+
+
+SESSION = {
+    "id": "s-1",
+    "created": 1,
+    "model": "demo-clip",
+    "classes": ["a", "b"],
+    "templates": ["{}"],
+    "horizon": 5,
+    "parameters": {},
+    "observed": 0,
+    "snapshot_observed": 0,
+    "past_horizon": False,
+}
+
+
+@pytest.fixture
+def client(request):
+    """client(script): a blocking client of the scripted server."""
+    return lambda handler: Client("http://host", http_client=httpx.Client(transport=httpx.MockTransport(handler)))
+
+
+def test_all_tries_of_an_observation_carry_one_key_and_other_calls_another(client, script, waits):
+    answer = {"data": [{"index": 0, "label": "a", "probability": 1.0, "top": [{"label": "a", "probability": 1.0}]}]}
+    calls = script(httpx.ReadError("reset"), refusal(503), *[httpx.Response(200, json=answer) for _ in range(2)])
+    asked = client(calls)
+    for _ in range(2):
+        [label] = asked.sessions.observe("s-1", b"picture")
+        assert label == clients.Classification(0, "a", 1.0, (("a", 1.0),))
+    first, second, third, other = [request.headers["idempotency-key"] for request in calls.requests]
+    assert first == second == third != other
+
+
+def test_what_makes_something_new_is_sent_again_only_where_it_cannot_have_begun(client, script, waits):
+    calls = script(httpx.ConnectError("refused"), refusal(429), refusal(503), httpx.Response(201, json=SESSION))
+    assert client(calls).sessions.create(["a", "b"], 5).id == "s-1"
+    assert len(waits) == 3
+
+
+@pytest.mark.parametrize("step", [httpx.ReadError("reset"), refusal(502), refusal(504), refusal(408)])
+@pytest.mark.parametrize("name", ["session", "clustering", "classifier", "upload", "copy"])
+def test_what_makes_something_new_is_not_sent_again_where_it_may_have_begun(client, script, waits, step, name):
+    make = {
+        "session": lambda client: client.sessions.create(["a", "b"], 5),
+        "clustering": lambda client: client.cluster([b"a", b"b"], "color"),
+        "classifier": lambda client: client.classifiers.fit("mine", ["a", "b"], [b"a"]),
+        "upload": lambda client: client.classifiers.upload_embeddings(b"file"),
+        "copy": lambda client: client.classifiers.upload("mine", b"file"),
+    }[name]
+    calls = script(step)
+    with pytest.raises(clients.APIError):
+        make(client(calls))
+    assert len(calls.requests) == 1
+
+
+def test_a_full_quota_is_not_asked_again(models, script, waits):
+    with pytest.raises(clients.RateLimitError):
+        models(script(refusal(429, "quota_exceeded")))
+    assert waits == []
+
+
+def test_pictures_on_the_web_reach_every_endpoint_as_files(client, script, picture):
+    calls = script(httpx.Response(200, content=picture.read_bytes()), httpx.Response(200, json={"data": []}))
+    client(calls).classify(["http://web/a.png", picture, "http://web/a.png"], ["a", "b"])
+    fetched, asked = calls.requests
+    assert str(fetched.url) == "http://web/a.png"
+    images = [part["image_url"]["url"] for part in json.loads(asked.content)["images"]]
+    assert len(set(images)) == 1
+    assert images[0].startswith("data:image/png;base64,iVBOR")

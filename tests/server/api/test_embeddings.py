@@ -52,6 +52,11 @@ def test_base64_is_little_endian_float32_of_the_same_vector(client):
     assert list(struct.unpack(f"<{len(data) // 4}f", data)) == floats
 
 
+def test_the_model_may_be_left_out(client):
+    named = client.post("/v1/embeddings", json={"model": "demo-clip", "input": "a star"}).json()
+    assert client.post("/v1/embeddings", json={"input": "a star"}).json() == named
+
+
 def test_the_openai_client_reads_them(client):
     def forward(request: httpx.Request) -> httpx.Response:
         answer = client.post(request.url.path, content=request.content, headers={"Content-Type": "application/json"})
