@@ -23,6 +23,7 @@ from covervlm.server.engines.base import (
 )
 from covervlm.server.media import ImageLoader
 from covervlm.server.settings import Settings
+from covervlm.server.store import ANONYMOUS
 from covervlm.server.video import VideoLimits, VideoLoader
 
 
@@ -72,7 +73,8 @@ class Preparation:
             # Asked for once the images are there: what counts is the queue that the request is about to join.
             policy = replace(policy, keep_tokens=self._adaptive_budget.observe(self._engine.stats().waiting))
         messages = tuple(_message(message, images) for message in body.messages)
-        request = GenerationRequest(request_id, messages, body.sampling(), policy)
+        tenant = None if owner == ANONYMOUS else owner
+        request = GenerationRequest(request_id, messages, body.sampling(), policy, owner=tenant)
         report = None
         if policy.guide == "agent" and policy.prunes and request.images:
             report = await consult(self._agent, request, self._settings.agent_timeout)

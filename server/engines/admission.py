@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from covervlm.server.engines.base import EngineError, InvalidRequest, PromptReport
+from covervlm.server.engines.base import InvalidRequest, PromptReport
 from covervlm.server.engines.feature_cache import FeatureCache
 from covervlm.server.engines.selection import Selector, guiding_text
 from covervlm.server.engines.sequence import Job
 from covervlm.server.models.base import Adapter, AssembledPrompt, ImageTokens
 
 log = logging.getLogger(__name__)
+
+Encoded = ImageTokens | Exception
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +38,7 @@ class Admission:
     def encode(self, jobs: Sequence[Job]) -> None:
         """Give every job its images' tower outputs, each image encoded once however many jobs ask about it."""
         started = time.perf_counter()
-        known: dict[str, ImageTokens] = {}
+        known: dict[str, Encoded] = {}
         missing: dict[str, Job] = {}
         for job in jobs:
             for key in job.pixels:
@@ -48,16 +50,21 @@ class Admission:
             inputs = {k: job.pixels[k] for k, job in missing.items() if job.pruner.uses_cls_attention == attention}
             known |= self._run_tower(inputs, attention)
         for job in jobs:
+            for key in job.pixels:
+                match known[key]:
+                    case Exception() as error:
+                        job.fault = error
+                    case image:
+                        job.images[key] = image
             if job.pixels:
-                job.images |= {key: known[key] for key in job.pixels if key in known}
                 job.seconds["tower"] = time.perf_counter() - started
 
     def prepare(self, job: Job) -> Prepared:
-        """Select and assemble; raises InvalidRequest where the prompt does not fit the model."""
+        """Select and assemble; raises InvalidRequest where the prompt does not fit, or what the tower raised."""
         request = job.request
         started = time.perf_counter()
-        if any(key not in job.images for key in job.keys):
-            raise EngineError("The vision tower failed on an image of this request.")
+        if job.fault is not None:
+            raise job.fault
         images = [job.images[key] for key in job.keys]
         text = None
         if images and request.pruning.prunes and job.pruner.uses_text:
@@ -74,17 +81,22 @@ class Admission:
         )
         return Prepared(job, prompt, report, self._token_limit(job, len(prompt)) if job.generates else 0)
 
-    def _run_tower(self, inputs: Mapping[str, Mapping[str, Any]], attention: bool) -> dict[str, ImageTokens]:
-        """Tower outputs by key; images that fail together are tried alone, and left out if they fail again."""
-        encoded: dict[str, ImageTokens] = {}
+    def _run_tower(
+        self, inputs: Mapping[str, Mapping[str, Any]], attention: bool
+    ) -> dict[str, ImageTokens | Exception]:
+        """Tower outputs by key; images that fail together are tried alone, and if that fails too, the exception."""
+        encoded: dict[str, ImageTokens | Exception] = {}
         batches = [list(inputs)] if inputs else []
         while batches:
             keys = batches.pop()
             try:
                 images = self._adapter.encode([inputs[key] for key in keys], cls_attention=attention)
-            except Exception:
-                log.exception("the vision tower failed on %d images", len(keys))
-                batches += [[key] for key in keys] if len(keys) > 1 else []
+            except Exception as error:
+                log.warning("the vision tower failed on %d images: %r", len(keys), error)
+                if len(keys) > 1:
+                    batches += [[key] for key in keys]
+                else:
+                    encoded[keys[0]] = error
                 continue
             for key, image in zip(keys, images, strict=True):
                 encoded[key] = image

@@ -119,6 +119,7 @@ class GenerationRequest:
     """One chat completion to run; images are inside the messages, in reading order.
 
     `hint` is an agent's answer, whose words guide the selection beside the question's where `guide` is "agent".
+    `owner` is whom the request's turn counts for: owners are served in turn. None has the whole queue.
     """
 
     request_id: str
@@ -126,6 +127,7 @@ class GenerationRequest:
     sampling: SamplingParams = SamplingParams()
     pruning: PruningPolicy = PruningPolicy()
     hint: str = ""
+    owner: str | None = None
 
     @property
     def images(self) -> tuple[ImagePart | VideoPart, ...]:

@@ -1,9 +1,12 @@
 """Tower outputs of recent images by content hash, bounded in bytes."""
 
+import logging
 import threading
 from collections import OrderedDict
 
 from covervlm.server.models.base import ImageTokens
+
+log = logging.getLogger(__name__)
 
 
 class FeatureCache:
@@ -18,15 +21,21 @@ class FeatureCache:
         self.misses = 0
 
     def get(self, key: str) -> ImageTokens | None:
-        """The image's tokens, counted as a hit or a miss."""
+        """The image's tokens, counted as a hit or a miss. An entry that memory has spoilt is a miss, and forgotten."""
         with self._lock:
             entry = self._entries.get(key)
-            if entry is None:
-                self.misses += 1
-                return None
-            self.hits += 1
-            self._entries.move_to_end(key)
-            return entry
+        intact = entry is not None and entry.intact
+        with self._lock:
+            if intact:
+                self.hits += 1
+                if key in self._entries:
+                    self._entries.move_to_end(key)
+                return entry
+            self.misses += 1
+            if entry is not None and self._entries.get(key) is entry:
+                log.warning("a cached image is not what was put into the cache; it is encoded again")
+                self.bytes -= self._entries.pop(key).nbytes
+            return None
 
     def peek(self, key: str) -> ImageTokens | None:
         """The image's tokens without counting or touching: for a second look at what was already asked for."""

@@ -55,6 +55,19 @@ class ModelRunner:
         ).last_hidden_state
         return self._logits(hidden[:, -1])
 
+    def probe(self) -> None:
+        """One token through the model, beside the batch. Raises where the model cannot be used any more."""
+        device = self._adapter.embeddings.weight.device
+        hidden = self._adapter.language_model(
+            inputs_embeds=self._adapter.embeddings(torch.zeros(1, 1, dtype=torch.long, device=device)),
+            position_ids=self._squeezed(
+                torch.zeros(self._adapter.position_axes, 1, 1, dtype=torch.long, device=device)
+            ),
+            use_cache=False,
+        ).last_hidden_state
+        if not self._logits(hidden[:, -1]).isfinite().all():
+            raise FloatingPointError("the model computes numbers that are not finite")
+
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows of the batch but these."""
         self._batch.keep(rows)

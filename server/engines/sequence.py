@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 
 from covervlm.pruners import Pruner
 from covervlm.server.engines.base import (
-    EngineError,
     FinishReason,
     GenerationChunk,
     GenerationRequest,
@@ -34,6 +33,7 @@ class Job:
     keys: the cache keys of the request's images, in reading order. images: tower outputs by key, as far as known.
     pixels: preprocessed inputs by key, for the images that no cache held when the request came.
     emit: hands an event to the caller; safe from the engine's thread. Set `cancelled` from any thread to drop the job.
+    fault: what the tower raised on one of the images.
     """
 
     request: GenerationRequest
@@ -45,6 +45,7 @@ class Job:
     emit: Emit
     generates: bool = True
     cancelled: bool = False
+    fault: Exception | None = None
     queued_at: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -86,7 +87,7 @@ class Answer:
     def advance(self, logits: Tensor, argmax: int) -> GenerationChunk:
         """Choose the next token from logits (V,), whose argmax is known, and return the chunk it makes."""
         if not torch.isfinite(logits[argmax]):
-            raise EngineError("The model produced numbers that are not finite; this answer was abandoned.")
+            raise FloatingPointError
         token = argmax if self.sampler.is_plain_argmax else self.sampler.sample(logits)
         self.last_token = token
         self._remaining -= 1

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +24,11 @@ from covervlm.server.engines.base import (
     PromptReport,
 )
 from covervlm.server.engines.feature_cache import FeatureCache
+from covervlm.server.engines.mailbox import Mailbox
 from covervlm.server.engines.selection import methods_for, pruner_for
 from covervlm.server.engines.sequence import Emit, Event, Job
 from covervlm.server.engines.worker import Worker
+from covervlm.server.fairness import FairTurns, has_room
 from covervlm.server.models.base import Adapter
 from covervlm.server.models.registry import Checkpoint, load_adapter
 
@@ -61,7 +63,8 @@ class TransformersEngine:
         self._pool = ThreadPoolExecutor(config.preprocess_workers, thread_name_prefix="covervlm-preprocess")
         self._adapter: Adapter | None = None
         self._worker: Worker | None = None
-        self._preparing = 0
+        self._turns = FairTurns(config.preprocess_workers)
+        self._open: set[Mailbox] = set()
         self._stopping = False
 
     async def start(self) -> None:
@@ -78,6 +81,7 @@ class TransformersEngine:
             self._cache,
             max_running=config.max_running,
             max_prefill_tokens=config.max_prefill_tokens,
+            on_end=functools.partial(_call_soon, loop, self._close_mailboxes),
         )
         self._worker.start()
 
@@ -118,7 +122,7 @@ class TransformersEngine:
         worker = self._worker
         return EngineStats(
             running=worker.running if worker else 0,
-            waiting=(worker.waiting if worker else 0) + self._preparing,
+            waiting=(worker.waiting if worker else 0) + len(self._turns),
             cache_bytes=self._cache.bytes,
             cache_hits=self._cache.hits,
             cache_misses=self._cache.misses,
@@ -152,33 +156,36 @@ class TransformersEngine:
         worker = self._worker
         if worker is None or not self.ready:
             raise EngineUnavailable("The model is not being served right now; try another replica or wait for /ready.")
-        if self._preparing + worker.waiting >= self._config.max_waiting:
-            raise EngineOverloaded(
-                f"{self._config.max_waiting} requests are already waiting; try again shortly.", retry_after=1.0
-            )
+        self._check_room(worker, request.owner)
         loop = asyncio.get_running_loop()
-        events: asyncio.Queue[Event] = asyncio.Queue()
-
-        def emit(_: Job, event: Event) -> None:
-            # The loop is closed only if the server is going down with this request unread.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(events.put_nowait, event)
-
-        self._preparing += 1
+        mailbox = Mailbox(loop)
+        async with self._turns.turn(request.owner):
+            job = await loop.run_in_executor(self._pool, self._prepare, request, mailbox.post, generates)
+        self._open.add(mailbox)
         try:
-            prepare = functools.partial(self._prepare, request, emit, generates)
-            job = await loop.run_in_executor(self._pool, prepare)
-        finally:
-            self._preparing -= 1
-        worker.submit(job)
-        try:
+            worker.submit(job)
             while True:
-                event = await events.get()
-                if isinstance(event, Exception):
-                    raise event
-                yield event
+                yield await mailbox.next()
         finally:
             job.cancelled = True
+            self._open.discard(mailbox)
+
+    def _check_room(self, worker: Worker, owner: str | None) -> None:
+        limit, waiting = self._config.max_waiting, worker.waiting + len(self._turns)
+        if waiting >= limit:
+            raise EngineOverloaded(f"{limit} requests are already waiting; try again shortly.", retry_after=1.0)
+        mine = worker.waiting_of(owner) + self._turns.count(owner)
+        if owner is not None and not has_room(mine=mine, total=waiting, limit=limit):
+            raise EngineOverloaded(
+                f"{mine} requests of this key are already waiting, and the rest of the queue is for others; "
+                "try again shortly.",
+                retry_after=1.0,
+            )
+
+    def _close_mailboxes(self) -> None:
+        """The worker has ended: whoever still waits for it is told."""
+        for mailbox in self._open:
+            mailbox.close()
 
     def _prepare(self, request: GenerationRequest, emit: Emit, generates: bool) -> Job:
         """Tokenise, look the images up, and preprocess those that no cache holds; runs in the pool."""
@@ -208,3 +215,9 @@ class TransformersEngine:
         if self._adapter is None:
             raise EngineUnavailable("The model is not loaded yet; wait for /ready.")
         return self._adapter
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    # A closed loop has nobody left who waits.
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(call)

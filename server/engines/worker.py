@@ -3,17 +3,18 @@
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from covervlm.server.engines.admission import Admission, Prepared
 from covervlm.server.engines.base import EngineError, EngineUnavailable, GenerationChunk
+from covervlm.server.engines.faults import casts_doubt, for_caller
 from covervlm.server.engines.feature_cache import FeatureCache
 from covervlm.server.engines.model_runner import ModelRunner
 from covervlm.server.engines.sequence import Answer, Job
+from covervlm.server.fairness import FairQueue
 from covervlm.server.models.base import Adapter
 
 log = logging.getLogger(__name__)
@@ -26,21 +27,36 @@ class Worker(threading.Thread):
 
     A job waits, is prepared (tower, selection), is prefilled, and then runs. Between two decoding steps at most
     `_IMAGES_PER_STEP` images are encoded and max_prefill_tokens prompt tokens read (or one longer prompt), which bounds
-    how long running answers pause for newcomers. max_running bounds the answers decoded together.
+    how long running answers pause for newcomers. max_running bounds the answers decoded together. Waiting jobs are
+    taken in turn from their owners.
+
+    A request that fails takes only itself along, a failing decoding step the answers that were running. After a failure
+    that no request explains, the model is probed; if it does not answer, the thread ends. `on_end` is called as its
+    last act, whatever ended it.
     """
 
-    def __init__(self, adapter: Adapter, cache: FeatureCache, *, max_running: int, max_prefill_tokens: int) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        cache: FeatureCache,
+        *,
+        max_running: int,
+        max_prefill_tokens: int,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(name="covervlm-engine", daemon=True)
         self._adapter = adapter
         self._admission = Admission(adapter, cache)
         self._runner = ModelRunner(adapter)
         self._max_running = max_running
         self._max_prefill_tokens = max_prefill_tokens
-        self._waiting: deque[Job] = deque()
+        self._on_end = on_end
+        self._waiting: FairQueue[Job] = FairQueue()
         self._prepared: list[Prepared] = []
         self._answers: list[Answer] = []
         self._wake = threading.Condition()
         self._draining = False
+        self._in_doubt = False
 
     @property
     def running(self) -> int:
@@ -50,12 +66,17 @@ class Worker(threading.Thread):
     def waiting(self) -> int:
         return len(self._waiting) + len(self._prepared)
 
+    def waiting_of(self, owner: str | None) -> int:
+        """How many of the waiting jobs are this owner's."""
+        with self._wake:
+            return self._waiting.count(owner) + sum(entry.job.request.owner == owner for entry in self._prepared)
+
     def submit(self, job: Job) -> None:
         """Queue a job; its events follow through `job.emit`."""
         with self._wake:
             if self._draining:
                 raise EngineUnavailable("The server is shutting down; send the request to another replica.")
-            self._waiting.append(job)
+            self._waiting.push(job.request.owner, job)
             self._wake.notify()
 
     def drain(self) -> None:
@@ -66,35 +87,64 @@ class Worker(threading.Thread):
 
     @torch.inference_mode()
     def run(self) -> None:
-        while self._await_work():
-            try:
-                self._drop_dead()
-                self._admit()
-                self._prefill()
-                self._decode()
-            except Exception:
-                log.exception("engine step failed; the running requests are lost, the engine goes on")
-                self._abandon_running()
+        try:
+            while self._await_work():
+                self._step()
+        except BaseException:
+            log.critical("the engine has ended; the server is not ready any more and needs a restart", exc_info=True)
+        finally:
+            with self._wake:
+                self._draining = True
+            self._on_end()
+
+    def _step(self) -> None:
+        try:
+            self._drop_dead()
+            self._admit()
+            self._prefill()
+            self._decode()
+        except Exception as error:
+            log.exception("engine step failed; the running requests are lost, the engine goes on")
+            self._abandon_running(error)
+        if self._in_doubt:
+            self._in_doubt = False
+            self._runner.probe()
 
     def _await_work(self) -> bool:
         """Block until there is something to do; False once drained."""
         with self._wake:
-            self._wake.wait_for(lambda: self._waiting or self._prepared or self._answers or self._draining)
-            return bool(self._waiting or self._prepared or self._answers)
+            self._wake.wait_for(lambda: self._has_work() or self._draining)
+            return self._has_work()
+
+    def _has_work(self) -> bool:
+        return bool(self._waiting or self._prepared or self._answers)
 
     def _drop_dead(self) -> None:
+        with self._wake:
+            self._waiting.discard(lambda job: job.cancelled)
         self._prepared = [entry for entry in self._prepared if not entry.job.cancelled]
         live = [row for row, answer in enumerate(self._answers) if answer.live]
         if len(live) < len(self._answers):
             self._answers = [self._answers[row] for row in live]
             self._runner.keep(live)
 
-    def _abandon_running(self) -> None:
-        error = EngineError("The engine failed while it answered; the request can be sent again.")
-        for job in {id(answer.job): answer.job for answer in self._answers}.values():
-            _fail(job, error)
-        self._answers = []
+    def _abandon_running(self, error: Exception) -> None:
+        answers, self._answers = self._answers, []
+        self._in_doubt |= casts_doubt(error)
+        told = for_caller(error)
+        if casts_doubt(error):
+            told = EngineError("The engine failed while it answered; the request can be sent again.")
+        for job in {id(answer.job): answer.job for answer in answers if answer.live}.values():
+            self._fail(job, told)
         self._runner.reset()
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        """Tell the caller and drop the job; what is not written for callers is logged and told in general words."""
+        if not isinstance(error, EngineError):
+            log.error("request %s failed", job.request.request_id, exc_info=error)
+            self._in_doubt |= casts_doubt(error)
+        job.emit(job, for_caller(error))
+        job.cancelled = True
 
     # Joining: waiting jobs are prepared, prepared ones prefilled.
 
@@ -106,13 +156,13 @@ class Worker(threading.Thread):
             self._admission.encode(jobs)
         except Exception as error:
             for job in jobs:
-                _fail(job, error)
+                self._fail(job, error)
             return
         for job in jobs:
             try:
                 prepared = self._admission.prepare(job)
             except Exception as error:
-                _fail(job, error)
+                self._fail(job, error)
                 continue
             if job.generates:
                 self._prepared.append(prepared)
@@ -120,41 +170,44 @@ class Worker(threading.Thread):
                 job.emit(job, prepared.report)
 
     def _take(self) -> list[Job]:
-        """Waiting jobs, in order, that the batch has room for and whose images one step may encode."""
+        """Waiting jobs, their owners in turn, that the batch has room for and whose images one step may encode."""
         jobs: list[Job] = []
         room = self._max_running - len(self._answers) - sum(entry.job.rows for entry in self._prepared)
         images = 0
         with self._wake:
             while self._waiting:
-                job = self._waiting[0]
-                if not job.cancelled:
-                    images += len(job.pixels)
-                    if job.rows > room or (jobs and images > _IMAGES_PER_STEP):
-                        break
-                    room -= job.rows
-                    jobs.append(job)
-                self._waiting.popleft()
+                job = self._waiting.peek()
+                images += len(job.pixels)
+                if job.rows > room or (jobs and images > _IMAGES_PER_STEP):
+                    break
+                room -= job.rows
+                jobs.append(self._waiting.pop())
         return jobs
 
     def _prefill(self) -> None:
-        """Read the prompts of one group of prepared jobs, and choose their first tokens."""
-        group = self._next_group()
-        opened = [(entry, self._open_answers(entry)) for entry in group]
-        opened = [(entry, answers) for entry, answers in opened if answers]
-        if not opened:
-            return
-        started = time.perf_counter()
-        try:
-            prompts = [entry.prompt for entry, _ in opened]
-            logits = self._runner.prefill(prompts, [len(answers) for _, answers in opened])
-        except Exception as error:
-            for entry, _ in opened:
-                _fail(entry.job, error)
-            return
-        elapsed = time.perf_counter() - started
+        """Read the prompts of one group of prepared jobs; those that fail together are tried alone."""
+        opened = [(entry, answers) for entry in self._next_group() if (answers := self._open_answers(entry))]
+        groups = [opened] if opened else []
+        while groups:
+            group = groups.pop(0)
+            started = time.perf_counter()
+            try:
+                prompts = [entry.prompt for entry, _ in group]
+                logits = self._runner.prefill(prompts, [len(answers) for _, answers in group])
+            except Exception as error:
+                if len(group) == 1:
+                    self._fail(group[0][0].job, error)
+                else:
+                    log.warning("prefill of %d prompts failed, each is tried alone: %r", len(group), error)
+                    groups = [[member] for member in group]
+                continue
+            self._join(group, logits, time.perf_counter() - started)
+
+    def _join(self, group: Sequence[tuple[Prepared, list[Answer]]], logits: Tensor, seconds: float) -> None:
+        """Tell the callers of prompts just read what became of them, and choose their first tokens."""
         joined = []
-        for (entry, answers), scores in zip(opened, logits, strict=True):
-            entry.job.seconds["prefill"] = elapsed
+        for (entry, answers), scores in zip(group, logits, strict=True):
+            entry.job.seconds["prefill"] = seconds
             entry.job.emit(entry.job, GenerationChunk(prompt=entry.report))
             joined += [(answer, scores) for answer in answers]
         self._answers += [answer for answer, _ in joined]
@@ -181,7 +234,7 @@ class Worker(threading.Thread):
                 for choice in range(entry.job.request.sampling.n)
             ]
         except Exception as error:
-            _fail(entry.job, error)
+            self._fail(entry.job, error)
             return []
 
     # Decoding: one token for every running answer.
@@ -205,15 +258,6 @@ class Worker(threading.Thread):
             try:
                 chunk = answer.advance(scores, argmax)
             except Exception as error:
-                _fail(answer.job, error)
+                self._fail(answer.job, error)
             else:
                 answer.job.emit(answer.job, chunk)
-
-
-def _fail(job: Job, error: Exception) -> None:
-    """Tell the caller and drop the job; what is not written for callers is logged and told in general words."""
-    if not isinstance(error, EngineError):
-        log.error("request %s failed", job.request.request_id, exc_info=error)
-        error = EngineError("The engine failed on this request; if it happens again, report the request id.")
-    job.emit(job, error)
-    job.cancelled = True

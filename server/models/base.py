@@ -57,6 +57,16 @@ class ImageTokens:
             tensors += [t for t in (region.features, region.allowed, region.cls_attention) if t is not None]
         return sum(t.numel() * t.element_size() for t in tensors)
 
+    @property
+    def intact(self) -> bool:
+        """Whether all numbers are finite and every region's features and positions fit to each other and the tokens."""
+        return bool(self.tokens.isfinite().all()) and all(
+            len(region.features) == len(region.positions)
+            and (not len(region.positions) or int(region.positions[-1]) < len(self))
+            and bool(region.features.isfinite().all())
+            for region in self.regions
+        )
+
 
 @dataclass(frozen=True)
 class Prompt:
