@@ -11,9 +11,10 @@ from covervlm.server.access import CallerLimits, Callers, Keys
 from covervlm.server.adaptive_budget import AdaptiveBudget
 from covervlm.server.addresses import AddressPolicy
 from covervlm.server.agent import build_agent
-from covervlm.server.api import chat, clip, errors, models, ops, playground
-from covervlm.server.api.authentication import Authentication
+from covervlm.server.api import chat, clip, errors, models, openapi, ops, playground
+from covervlm.server.api.authentication import PROBES, Authentication
 from covervlm.server.api.boundary import Boundary
+from covervlm.server.api.chat_response import ChatCompletionChunk
 from covervlm.server.api.metrics import Metrics
 from covervlm.server.api.prepare import Preparation
 from covervlm.server.clip.registry import build_clip, build_words
@@ -72,7 +73,8 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         settings.key_requests_per_minute, settings.key_concurrent_requests, settings.key_images_per_minute
     )
     token = settings.metrics_token.get_secret_value() if settings.metrics_token else None
-    app.add_middleware(Authentication, keys=Keys(settings.key_hashes), callers=Callers(limits), metrics_token=token)
+    keys = Keys(settings.key_hashes)
+    app.add_middleware(Authentication, keys=keys, callers=Callers(limits), metrics_token=token)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
@@ -88,6 +90,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     app.include_router(playground.router(engine, settings))
     if clip_service is not None:
         app.include_router(clip.router(clip_service, loader, build_words(engine, settings)))
+    openapi.document(app, [ChatCompletionChunk], without_key=PROBES if keys else None)
     return app
 
 

@@ -9,7 +9,7 @@ from covervlm.server.access import Callers, Keys, RateLimited, configured, hashe
 from covervlm.server.api.errors import describe, failure
 from covervlm.server.store import ANONYMOUS
 
-_PROBES = ("/health", "/ready")
+PROBES = ("/health", "/ready")
 
 
 class Authentication:
@@ -49,7 +49,7 @@ class Authentication:
 
 
 def _is_open(method: str, path: str) -> bool:
-    return path in _PROBES or (method in ("GET", "HEAD") and (path == "/" or path.startswith("/ui/")))
+    return path in PROBES or (method in ("GET", "HEAD") and (path == "/" or path.startswith("/ui/")))
 
 
 async def _refuse(what: str, scope: Scope, receive: Receive, send: Send) -> None:

@@ -12,11 +12,12 @@ from pydantic import BaseModel
 
 from covervlm.server.api.answer import Answer
 from covervlm.server.api.chat_request import ChatCompletionRequest
-from covervlm.server.api.chat_response import ChatCompletion, PruneResponse, PruningReport
+from covervlm.server.api.chat_response import ChatCompletion, ChatCompletionChunk, PruneResponse, PruningReport
 from covervlm.server.api.disconnect import unless_disconnected
 from covervlm.server.api.errors import RESPONSES
 from covervlm.server.api.event_stream import EventStream
 from covervlm.server.api.metrics import Metrics
+from covervlm.server.api.openapi import events_of
 from covervlm.server.api.owner import owner
 from covervlm.server.api.prepare import Preparation
 from covervlm.server.engines.base import Engine, GenerationChunk
@@ -25,7 +26,9 @@ from covervlm.server.engines.base import Engine, GenerationChunk
 def router(engine: Engine, prepare: Preparation, metrics: Metrics) -> APIRouter:
     routes = APIRouter(tags=["chat"], responses=RESPONSES)
 
-    @routes.post("/v1/chat/completions", response_model=ChatCompletion)
+    events = events_of(ChatCompletionChunk)
+
+    @routes.post("/v1/chat/completions", response_model=ChatCompletion, responses=events)
     async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
         """OpenAI's chat completions; `vision_pruning` says how many vision tokens the model reads."""
         clock = metrics.request()

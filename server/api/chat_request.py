@@ -9,11 +9,14 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     Tag,
     ValidationInfo,
     field_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core.core_schema import with_info_after_validator_function
 
 from covervlm.server.api.errors import UNSUPPORTED_PARAMETER
 from covervlm.server.api.pruning_policy import VisionPruning
@@ -28,15 +31,22 @@ class Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-def _unless(*neutral: Any) -> AfterValidator:
+class _Unless:
     """Accepts null and the values that ask for nothing; refuses any other by the field's name."""
 
-    def check(value: Any, info: ValidationInfo) -> None:
-        if value is not None and value not in neutral:
-            message = "'{name}' is not supported by this server."
-            raise PydanticCustomError(UNSUPPORTED_PARAMETER, message, {"name": info.field_name})
+    def __init__(self, *neutral: Any) -> None:
+        self._neutral = (None, *neutral)
 
-    return AfterValidator(check)
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def check(value: Any, info: ValidationInfo) -> None:
+            if value not in self._neutral:
+                message = "'{name}' is not supported by this server."
+                raise PydanticCustomError(UNSUPPORTED_PARAMETER, message, {"name": info.field_name})
+
+        return with_info_after_validator_function(check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"enum": list(self._neutral)}
 
 
 def _encodable(text: str) -> str:
@@ -48,7 +58,7 @@ def _encodable(text: str) -> str:
     return text
 
 
-Unsupported = Annotated[Any, _unless()]
+Unsupported = Annotated[Any, _Unless()]
 Ignored = Any
 Text = Annotated[str, AfterValidator(_encodable)]
 
@@ -125,7 +135,7 @@ class ChatMessage(Wire):
     annotations: Ignored = None
     audio: Unsupported = None
     function_call: Unsupported = None
-    tool_calls: Annotated[Any, _unless([])] = None
+    tool_calls: Annotated[Any, _Unless([])] = None
 
     @field_validator("role", mode="before")
     @classmethod
@@ -200,18 +210,18 @@ class ChatCompletionRequest(Wire):
 
     # Refused by name, except for values that ask for nothing.
     audio: Unsupported = None
-    function_call: Annotated[Any, _unless("none")] = None
-    functions: Annotated[Any, _unless([])] = None
-    logit_bias: Annotated[Any, _unless({})] = None
-    modalities: Annotated[Any, _unless(["text"])] = None
+    function_call: Annotated[Any, _Unless("none")] = None
+    functions: Annotated[Any, _Unless([])] = None
+    logit_bias: Annotated[Any, _Unless({})] = None
+    modalities: Annotated[Any, _Unless(["text"])] = None
     moderation: Unsupported = None
     prediction: Unsupported = None
-    reasoning_effort: Annotated[Any, _unless("none")] = None
-    response_format: Annotated[Any, _unless({"type": "text"})] = None
-    store: Annotated[Any, _unless(False)] = None
-    tool_choice: Annotated[Any, _unless("none")] = None
-    tools: Annotated[Any, _unless([])] = None
-    verbosity: Annotated[Any, _unless("medium")] = None
+    reasoning_effort: Annotated[Any, _Unless("none")] = None
+    response_format: Annotated[Any, _Unless({"type": "text"})] = None
+    store: Annotated[Any, _Unless(False)] = None
+    tool_choice: Annotated[Any, _Unless("none")] = None
+    tools: Annotated[Any, _Unless([])] = None
+    verbosity: Annotated[Any, _Unless("medium")] = None
     web_search_options: Unsupported = None
 
     @field_validator("top_logprobs")

@@ -42,7 +42,7 @@ class Embedding(BaseModel):
     embedding: list[float] | str
 
 
-class Usage(BaseModel):
+class EmbeddingUsage(BaseModel):
     """Tokens of the texts; images count none."""
 
     prompt_tokens: int
@@ -53,7 +53,7 @@ class EmbeddingList(BaseModel):
     object: Literal["list"] = "list"
     data: list[Embedding]
     model: str
-    usage: Usage
+    usage: EmbeddingUsage
 
 
 def check_model(name: str | None, service: "ClipService") -> None:
@@ -88,7 +88,7 @@ def router(service: "ClipService", loader: ImageLoader) -> APIRouter:
             Embedding(index=i, embedding=_encoded(vector, body.encoding_format))
             for i, vector in enumerate(embedded.vectors)
         ]
-        usage = Usage(prompt_tokens=embedded.tokens, total_tokens=embedded.tokens)
+        usage = EmbeddingUsage(prompt_tokens=embedded.tokens, total_tokens=embedded.tokens)
         return EmbeddingList(data=data, model=service.name, usage=usage)
 
     return routes

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from covervlm.server.api.errors import RESPONSES
 from covervlm.server.api.event_stream import DONE, EventStream, event
+from covervlm.server.api.openapi import events_of
 from covervlm.server.api.owner import owner
 from covervlm.server.resources import NotFound
 from covervlm.server.store import Job
@@ -72,7 +73,7 @@ def router(service: "ClipService") -> APIRouter:
         await service.ready()
         return status(_found(service.jobs.get(owner(request), job), job))
 
-    @routes.get("/v1/jobs/{job}/events", response_class=StreamingResponse)
+    @routes.get("/v1/jobs/{job}/events", response_class=StreamingResponse, responses=events_of(JobStatus))
     async def watch_job(job: str, request: Request) -> EventStream:
         """Server-sent events: the job now and at every change, its final state, then [DONE]."""
         await service.ready()

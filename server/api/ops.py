@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from covervlm.server.api.errors import RESPONSES, failure
 from covervlm.server.api.metrics import Metrics
+from covervlm.server.api.openapi import TEXT_ANSWER
 from covervlm.server.engines.base import Engine
 
 
@@ -41,7 +42,7 @@ def router(engine: Engine, metrics: Metrics) -> APIRouter:
     async def show_version() -> Version:
         return Version(version=version("covervlm"), engine=engine.info.engine)
 
-    @routes.get("/metrics", response_class=Response)
+    @routes.get("/metrics", response_class=Response, responses=TEXT_ANSWER)
     async def show_metrics(request: Request) -> Response:
         """Prometheus text, or OpenMetrics where the client asks for it."""
         encode, content_type = choose_encoder(request.headers.get("accept", ""))

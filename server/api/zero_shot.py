@@ -12,6 +12,7 @@ from covervlm.server.api.embeddings import check_model
 from covervlm.server.api.errors import RESPONSES
 from covervlm.server.api.image_inputs import ImageInput, load_images
 from covervlm.server.api.jobs import JobStatus, status
+from covervlm.server.api.openapi import FILE_ANSWER, FILE_BODY
 from covervlm.server.api.owner import owner
 from covervlm.server.clip.templates import ENSEMBLE
 from covervlm.server.engines.base import InvalidRequest
@@ -175,13 +176,13 @@ def router(service: "ClipService", loader: ImageLoader) -> APIRouter:
         await service.ready()
         return _card(service.classifier(owner(request), name))
 
-    @routes.get("/classifiers/{name}/file", response_class=Response)
+    @routes.get("/classifiers/{name}/file", response_class=Response, responses=FILE_ANSWER)
     async def download_classifier(name: str, request: Request) -> Response:
         """The classifier as a safetensors file: `proxies` (d, K), everything else in the metadata."""
         await service.ready()
         return tensors_file(await service.classifier_file(owner(request), name), f"{name}.safetensors")
 
-    @routes.put("/classifiers/{name}/file", status_code=201)
+    @routes.put("/classifiers/{name}/file", status_code=201, openapi_extra=FILE_BODY)
     async def upload_classifier(name: Name, request: Request) -> ClassifierCard:
         """Keep a classifier from a file that this API gave out, under a name of its own."""
         await service.ready()
@@ -193,7 +194,7 @@ def router(service: "ClipService", loader: ImageLoader) -> APIRouter:
         await service.delete_classifier(owner(request), name)
         return Deleted(id=name)
 
-    @routes.post("/embeddings", status_code=201)
+    @routes.post("/embeddings", status_code=201, openapi_extra=FILE_BODY)
     async def upload_embeddings(request: Request) -> UploadCard:
         """A .npy or .safetensors file of embeddings as the request's body, for later jobs."""
         await service.ready()

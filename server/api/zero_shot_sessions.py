@@ -10,6 +10,7 @@ from covervlm.server.api.chat_request import Wire
 from covervlm.server.api.embeddings import check_model
 from covervlm.server.api.errors import RESPONSES
 from covervlm.server.api.image_inputs import ImageInput, load_images
+from covervlm.server.api.openapi import FILE_ANSWER, FILE_BODY
 from covervlm.server.api.owner import owner
 from covervlm.server.api.zero_shot import Classes, Classification, Deleted, Templates, classification, tensors_file
 from covervlm.server.clip.templates import ENSEMBLE
@@ -122,13 +123,13 @@ def router(service: "ClipService", loader: ImageLoader) -> APIRouter:
         data = [classification(entry["index"], [(label, p) for label, p in entry["top"]]) for entry in answer["data"]]
         return Observation(session=session, observed=answer["observed"], data=data)
 
-    @routes.get("/{session}/snapshot", response_class=Response)
+    @routes.get("/{session}/snapshot", response_class=Response, responses=FILE_ANSWER)
     async def download_snapshot(session: str, request: Request) -> Response:
         """The session's state as a safetensors file, also saved on the server."""
         await service.ready()
         return tensors_file(await service.sessions.snapshot(owner(request), session), f"{session}.safetensors")
 
-    @routes.put("/{session}/snapshot")
+    @routes.put("/{session}/snapshot", openapi_extra=FILE_BODY)
     async def restore_snapshot(session: str, request: Request) -> SessionState:
         """Put the session into the state of a snapshot over the same classes, of this or another session."""
         await service.ready()

@@ -1,0 +1,42 @@
+"""What /openapi.json says beyond what routes declare themselves: keys, events, and bodies that are files."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+REF = "#/components/schemas/{model}"
+FILE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+FILE_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/octet-stream": FILE}}}
+"""A route whose body is a file rather than JSON; for its `openapi_extra`."""
+
+FILE_ANSWER: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-stream": FILE}}}
+TEXT_ANSWER: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+
+def events_of(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """A route that answers, or may answer, with server-sent events whose data is `model` in JSON."""
+    text = f"Events of the form 'data: JSON', the JSON being a {model.__name__} or an ErrorBody; the last is [DONE]."
+    return {200: {"content": {"text/event-stream": {"schema": {"type": "string", "description": text}}}}}
+
+
+def document(app: FastAPI, events: Sequence[type[BaseModel]], *, without_key: Collection[str] | None) -> None:
+    """Let the app's schema hold the models of events, and say that all paths but some need a key; None: no path does."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = generate()
+            _, extra = models_json_schema([(model, "serialization") for model in events], ref_template=REF)
+            components = schema["components"]
+            components["schemas"] = {**extra["$defs"], **components["schemas"]}
+            if without_key is not None:
+                components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+                for path, operations in schema["paths"].items():
+                    for operation in operations.values():
+                        operation["security"] = [] if path in without_key else [{"key": []}]
+        return app.openapi_schema or {}
+
+    app.openapi = openapi  # type: ignore[method-assign]
