@@ -79,7 +79,12 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
         )
-    app.add_middleware(Boundary, metrics=metrics, max_body_bytes=int(settings.max_body_bytes))
+    app.add_middleware(
+        Boundary,
+        metrics=metrics,
+        max_body_bytes=int(settings.max_body_bytes),
+        receive_timeout=settings.receive_timeout,
+    )
     adaptive_budget = _adaptive_budget(settings)
     if adaptive_budget is not None:
         metrics.watch_adaptive_budget(lambda: adaptive_budget.observe(engine.stats().waiting))

@@ -1,14 +1,17 @@
 """Runs the server in the foreground: port, model, banner, and an orderly end."""
 
+import functools
 import json
 import logging
 import shlex
 import socket
 
 import uvicorn
+from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 
 from covervlm.server.app import create_app
+from covervlm.server.connection import Connection
 from covervlm.server.demo import example_scenes
 from covervlm.server.engines.registry import StartupError, start_engine
 from covervlm.server.settings import Settings
@@ -34,17 +37,24 @@ async def serve(settings: Settings) -> None:
     listener = _bind(settings)
     engine = await start_engine(settings)
     app = create_app(settings, engine)
+    scheme = "https" if settings.ssl_certfile else "http"
+    await Server(server_config(app, settings), banner(settings, _url(listener, scheme))).serve([listener])
+
+
+def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves the app: HTTP/1.1 alone, TLS where the settings have a certificate."""
     password = settings.ssl_keyfile_password
-    config = uvicorn.Config(
+    return uvicorn.Config(
         app,
+        http=functools.partial(Connection, receive_timeout=settings.receive_timeout),  # type: ignore[arg-type]
+        ws="none",
         log_level=settings.log_level,
+        server_header=False,
         timeout_graceful_shutdown=30,
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
         ssl_keyfile_password=password.get_secret_value() if password else None,
     )
-    scheme = "https" if settings.ssl_certfile else "http"
-    await Server(config, banner(settings, _url(listener, scheme))).serve([listener])
 
 
 def banner(settings: Settings, url: str) -> str:

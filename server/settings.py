@@ -127,6 +127,9 @@ class Settings(BaseSettings):
     agent_api_key: SecretStr | None = Field(default=None, description="the key for --agent-url")
     agent_timeout: float = Field(default=5.0, gt=0, description="seconds until a request goes on without its agent")
 
+    receive_timeout: float = Field(
+        default=60.0, gt=0, description="seconds that a request's head, and then its body, may take to arrive"
+    )
     max_body_bytes: ByteSize = Field(default=ByteSize(64 * MIB), ge=1, description="largest request body")
     max_image_bytes: ByteSize = Field(default=ByteSize(20 * MIB), ge=1, description="largest encoded image")
     max_image_pixels: int = Field(

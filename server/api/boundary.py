@@ -1,5 +1,6 @@
 """The outermost layer of the app: request ids, body size, HTTP metrics, and an answer where there is a bug."""
 
+import asyncio
 import re
 import time
 import uuid
@@ -30,10 +31,11 @@ class Boundary:
     A request's own X-Request-Id is kept where it is short and plain, and comes back in the response.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int, receive_timeout: float) -> None:
         self._app = app
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
+        self._receive_timeout = receive_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -73,17 +75,30 @@ class Boundary:
                 self._metrics.http_seconds.labels(route).observe(time.perf_counter() - started)
 
     def _limited(self, headers: Headers, receive: Receive) -> Receive:
-        """`receive`, which ends a body that is too long: at once where its length is declared, else when it shows."""
+        """`receive`, which ends a body that is too long or too slow.
+
+        A declared length is refused at once, but not believed: a chunked body may come with one all the same.
+        """
         declared = headers.get("content-length", "")
-        length = int(declared) if declared.isascii() and declared.isdigit() else 0
+        too_long = HTTPException(413, f"The body has more than {self._max_body_bytes} bytes.")
+        deadline = asyncio.get_running_loop().time() + self._receive_timeout
+        length, complete = 0, False
 
         async def limited() -> Message:
-            nonlocal length
-            message = await receive()
-            if not declared:
-                length += len(message.get("body", b""))
+            nonlocal length, complete
+            if declared.isascii() and declared.isdigit() and int(declared[:20]) > self._max_body_bytes:
+                raise too_long
+            if complete:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, "The body did not arrive in time.", {"Connection": "close"}) from None
+            length += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
             if length > self._max_body_bytes:
-                raise HTTPException(413, f"The body has more than {self._max_body_bytes} bytes.")
+                raise too_long
             return message
 
         return limited

@@ -118,7 +118,7 @@ def install(app: FastAPI) -> None:
 
 
 def _http(request: Request, error: HTTPException) -> Failure:
-    method, path = request.method, request.url.path[:200]
+    method, path = request.method, request.scope["path"][:200]
     match error.status_code:
         case 404:
             return failure(404, f"Invalid URL ({method} {path})", code="unknown_url")

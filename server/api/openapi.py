@@ -23,7 +23,7 @@ def events_of(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
 
 
 def document(app: FastAPI, events: Sequence[type[BaseModel]], *, without_key: Collection[str] | None) -> None:
-    """Let the app's schema hold the models of events, and say that all paths but some need a key; None: no path does."""
+    """Let the schema hold the models of events, and say that all paths but some need a key (None: no path does)."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A real uvicorn server on a loopback port, in a thread of this process."""
+"""A real server on a loopback port, as `covervlm serve` runs it, in a thread of this process."""
 
 import threading
 from collections.abc import Iterator
@@ -7,8 +7,11 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
+from covervlm.server.serving import server_config
+from covervlm.server.settings import Settings
 
-class _Server(uvicorn.Server):
+
+class LiveServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.answers = threading.Event()
@@ -17,11 +20,18 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self.answers.set()
 
+    @property
+    def address(self) -> tuple[str, int]:
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        return host, port
+
 
 @contextmanager
-def live_server(app: FastAPI) -> Iterator[str]:
-    """Serves `app` until the block ends; gives its URL."""
-    server = _Server(uvicorn.Config(app, port=0, log_level="warning"))
+def running(app: FastAPI, settings: Settings | None = None) -> Iterator[LiveServer]:
+    """Serves `app` until the block ends."""
+    config = server_config(app, settings or Settings(log_level="warning"))
+    config.port = 0
+    server = LiveServer(config)
 
     def run() -> None:
         try:
@@ -34,8 +44,16 @@ def live_server(app: FastAPI) -> Iterator[str]:
     try:
         server.answers.wait(60)
         assert server.started, "the server did not start"
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield server
     finally:
         server.should_exit = True
         thread.join(60)
         assert not thread.is_alive(), "the server did not stop"
+
+
+@contextmanager
+def live_server(app: FastAPI, settings: Settings | None = None) -> Iterator[str]:
+    """Serves `app` until the block ends; gives its URL."""
+    with running(app, settings) as server:
+        host, port = server.address
+        yield f"{'https' if server.config.is_ssl else 'http'}://{host}:{port}"
