@@ -23,6 +23,7 @@ class Gate:
         self.rows: list[int] = []
         self._permits = threading.Semaphore(0)
         self._open = False
+        self._let_through = 0
         runner = engine._worker._runner
         decode = runner.decode
 
@@ -35,10 +36,11 @@ class Gate:
         runner.decode = held
 
     async def step(self) -> None:
-        """Let the held step through and wait for the next, or for the end of all answers."""
-        begun = len(self.rows)
+        """Let the next step through, once it is held, and wait until the one after it is."""
+        await until(lambda: len(self.rows) > self._let_through)
+        self._let_through += 1
         self._permits.release()
-        await until(lambda: len(self.rows) > begun)
+        await until(lambda: len(self.rows) > self._let_through)
 
     def open(self) -> None:
         self._open = True

@@ -56,7 +56,7 @@ async def test_a_prompt_without_memory_fails_alone_and_its_group_is_answered(ask
         await anext(first)
         monkeypatch.setattr(runner, "prefill", short_of_memory)
         tasks = [asyncio.create_task(answer(engine, request)) for request in requests]
-        await until(lambda: engine.stats().waiting == 4)
+        await until(lambda: engine._worker.waiting == 4)
         gate.open()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         await first.aclose()
@@ -99,7 +99,7 @@ async def test_an_answer_of_nan_fails_alone(ask, answer):
         bad = asyncio.create_task(answer(engine, ask(None, "Hello", max_tokens=8, ignore_eos=True)))
         await until(lambda: gate.rows)
         neighbour = asyncio.create_task(answer(engine, good))
-        await until(lambda: engine.stats().waiting == 1)
+        await until(lambda: engine._worker.waiting == 1)
         await gate.step()
         decode, spoilt = runner.decode, []
 

@@ -22,7 +22,7 @@ async def test_closing_the_stream_frees_the_row_within_one_decoding_step(ask, an
         leaving = engine.generate(ask(None, "Describe the image.", **ENDLESS))
         await anext(leaving)
         staying = asyncio.create_task(answer(engine, ask(None, "Describe the image.", max_tokens=6, ignore_eos=True)))
-        await until(lambda: engine.stats().waiting == 1)
+        await until(lambda: engine._worker.waiting == 1)
         await gate.step()
         assert gate.rows == [1, 2]
         await leaving.aclose()
