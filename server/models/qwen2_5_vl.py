@@ -6,8 +6,7 @@ from typing import Any, Self
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLProcessor
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLProcessor
 from transformers.vision_utils import get_vision_window_index
 
 from covervlm.pruners.question import all_words
@@ -59,7 +58,7 @@ class Qwen2_5_VLAdapter:
         template = Qwen2_5_VLProcessor.get_processor_dict(checkpoint.path)[0].get("chat_template")
         processor = _Processor(
             AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.trust_remote_code),
-            Qwen2VLImageProcessorPil.from_pretrained(checkpoint.path),
+            AutoImageProcessor.from_pretrained(checkpoint.path),
             template if isinstance(template, str) else None,
         )
         return cls(load_model(checkpoint), processor)
