@@ -65,7 +65,10 @@ def greedy_max_coverage(
     wanted, most = _counts("k", k, batch, 0, None, device)
     real = None if columns is None else _counts("columns", columns, batch, 1, n, device)[0]
     width = min(most, n) if batch else 0
-    wanted = wanted.clamp(max=n) if real is None else torch.minimum(wanted, real)
+    if real is not None:
+        wanted = torch.minimum(wanted, real)
+    elif most > n:
+        wanted = wanted.clamp(max=n)
     if real is None:
         mask = torch.ones(batch, n, dtype=torch.bool, device=device)
     else:

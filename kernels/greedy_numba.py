@@ -1,9 +1,10 @@
-"""Lazy greedy on the CPU: a column's gain is computed anew only while its last known one is the highest.
+"""Lazy greedy on the CPU: a column's gain is computed anew only while its last known one could still win.
 
-Gains never grow as columns are picked, so a stale gain is an upper bound and a fresh one at the top of the heap is
-the maximum (Minoux's accelerated greedy, CELF). Four candidates are evaluated together: the four streams keep the
-memory busy, which is what the evaluation of one column waits for. Columns must be contiguous, and what
-`coverage_affinity` returns is laid out so. Items of a batch are shared out over as many threads as torch uses.
+Gains never grow as columns are picked, so an old gain is an upper bound (Minoux's accelerated greedy, CELF). A pick
+first evaluates the column that came second in the pick before, which is mostly near the top still, then, in memory's
+order, those whose bound reaches the best gain found so far. A heap of bounds would evaluate no fewer columns worth
+mentioning, and keeping it costs as much as evaluating them. Columns must be contiguous, and what `coverage_affinity`
+returns is laid out so. Items of a batch are shared out over as many threads as torch uses.
 """
 
 import os
@@ -33,33 +34,12 @@ def _compiled(fastmath: set[str] | bool = False) -> Callable[[Callable[..., Any]
 
 
 @_compiled(_REORDER | {"nnan"})
-def _block_gains(a, b, c, d, covered):  # type: ignore[no-untyped-def]
-    zero = np.float32(0)
-    gain_a = gain_b = gain_c = gain_d = zero
-    for i in range(covered.shape[0]):
-        have = covered[i]
-        gain_a += max(a[i] - have, zero)
-        gain_b += max(b[i] - have, zero)
-        gain_c += max(c[i] - have, zero)
-        gain_d += max(d[i] - have, zero)
-    return gain_a, gain_b, gain_c, gain_d
-
-
-@_compiled()
-def _update_gains(columns, four, covered, gains):  # type: ignore[no-untyped-def]
+def _gain(column, covered):  # type: ignore[no-untyped-def]
     # Every gain is summed in this one order, so that equal columns get equal gains and no gain grows by rounding.
-    a, b, c, d = four
-    total_a = total_b = total_c = total_d = 0.0
-    for start in range(0, covered.shape[0], 1024):
-        block = slice(start, start + 1024)
-        part_a, part_b, part_c, part_d = _block_gains(
-            columns[a, block], columns[b, block], columns[c, block], columns[d, block], covered[block]
-        )
-        total_a += part_a
-        total_b += part_b
-        total_c += part_c
-        total_d += part_d
-    gains[a], gains[b], gains[c], gains[d] = total_a, total_b, total_c, total_d
+    total = np.float32(0)
+    for i in range(covered.shape[0]):
+        total += max(column[i] - covered[i], np.float32(0))
+    return total
 
 
 @_compiled(_REORDER)
@@ -71,57 +51,45 @@ def _is_finite(column):  # type: ignore[no-untyped-def]
 
 
 @_compiled()
-def _sift_down(heap, size, place, gains):  # type: ignore[no-untyped-def]
-    item = heap[place]
-    gain = gains[item]
-    while 2 * place + 1 < size:
-        below = 2 * place + 1
-        if below + 1 < size:
-            left, right = heap[below], heap[below + 1]
-            if gains[right] > gains[left] or (gains[right] == gains[left] and right < left):
-                below += 1
-        child = heap[below]
-        if gains[child] < gain or (gains[child] == gain and child > item):
-            break
-        heap[place] = child
-        place = below
-    heap[place] = item
+def _highest(gains):  # type: ignore[no-untyped-def]
+    best = 0
+    for j in range(1, gains.shape[0]):
+        if gains[j] > gains[best]:
+            best = j
+    return best
 
 
 @_compiled()
 def _select_one(columns, count, allowed, picks, check_finite):  # type: ignore[no-untyped-def]
     n, rows = columns.shape
     covered = np.zeros(rows, np.float32)
-    gains = np.zeros(n, np.float64)
-    seen_at = np.zeros(n, np.int64)  # the pick before which a gain was computed last
-    heap = np.zeros(n + 3, np.int64)  # three more, so that there are always four to evaluate together
-    size = 0
-    for j in range(0, n, 4):
-        _update_gains(columns, (j, min(j + 1, n - 1), min(j + 2, n - 1), min(j + 3, n - 1)), covered, gains)
-        for item in range(j, min(j + 4, n)):
-            if check_finite and not _is_finite(columns[item]):
-                return False
-            if allowed[item]:
-                heap[size] = item
-                size += 1
-    for place in range(size // 2 - 1, -1, -1):
-        _sift_down(heap, size, place, gains)
+    gains = np.full(n, np.float32(-1))  # less than any gain: must not be picked
+    for j in range(n):
+        if check_finite and not _is_finite(columns[j]):
+            return False
+        if allowed[j]:
+            gains[j] = _gain(columns[j], covered)
 
+    second = -1
     for step in range(count):
-        while seen_at[heap[0]] != step:
-            four = (heap[0], heap[1], heap[2], heap[3])
-            _update_gains(columns, four, covered, gains)
-            for item in four:
-                seen_at[item] = step
-            for place in range(3, -1, -1):
-                _sift_down(heap, size, place, gains)
-        best = heap[0]
+        best = second if second >= 0 else _highest(gains)
+        second = -1
+        if step > 0:
+            first = best
+            most = gains[first] = _gain(columns[first], covered)
+            for j in range(n):
+                # An equal bound can win only from a lower index.
+                if gains[j] >= most and j != first and (gains[j] > most or j < best):
+                    gain = gains[j] = _gain(columns[j], covered)
+                    if gain > most or (gain == most and j < best):
+                        best, most, second = j, gain, best
+                    elif second < 0 or gain > gains[second]:
+                        second = j
         picks[step] = best
-        size -= 1
-        heap[0] = heap[size]
-        _sift_down(heap, size, 0, gains)
+        gains[best] = -1
+        column = columns[best]
         for i in range(rows):
-            covered[i] = max(covered[i], columns[best, i])
+            covered[i] = max(covered[i], column[i])
     return True
 
 
