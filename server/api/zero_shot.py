@@ -154,7 +154,7 @@ def router(service: "ClipService", loader: ImageLoader) -> APIRouter:
         if not body.images and body.embeddings is None and not body.uploads:
             raise InvalidRequest("No images: give 'images', 'embeddings' or 'uploads'.", param="images")
         images = await load_images(loader, body.images, [f"images[{i}]" for i in range(len(body.images))])
-        job = await service.fit_classifier(
+        job = await service.classifiers.fit(
             owner(request),
             body.name,
             classes=body.classes,
@@ -169,29 +169,29 @@ def router(service: "ClipService", loader: ImageLoader) -> APIRouter:
     @routes.get("/classifiers")
     async def list_classifiers(request: Request) -> ClassifierList:
         await service.ready()
-        return ClassifierList(data=[_card(entry) for entry in service.store.classifiers(owner(request))])
+        return ClassifierList(data=[_card(entry) for entry in service.classifiers.list(owner(request))])
 
     @routes.get("/classifiers/{name}")
     async def retrieve_classifier(name: str, request: Request) -> ClassifierCard:
         await service.ready()
-        return _card(service.classifier(owner(request), name))
+        return _card(service.classifiers.get(owner(request), name))
 
     @routes.get("/classifiers/{name}/file", response_class=Response, responses=FILE_ANSWER)
     async def download_classifier(name: str, request: Request) -> Response:
         """The classifier as a safetensors file: `proxies` (d, K), everything else in the metadata."""
         await service.ready()
-        return tensors_file(await service.classifier_file(owner(request), name), f"{name}.safetensors")
+        return tensors_file(await service.classifiers.file(owner(request), name), f"{name}.safetensors")
 
     @routes.put("/classifiers/{name}/file", status_code=201, openapi_extra=FILE_BODY)
     async def upload_classifier(name: Name, request: Request) -> ClassifierCard:
         """Keep a classifier from a file that this API gave out, under a name of its own."""
         await service.ready()
-        return _card(await service.add_classifier(owner(request), name, await request.body()))
+        return _card(await service.classifiers.add(owner(request), name, await request.body()))
 
     @routes.delete("/classifiers/{name}")
     async def delete_classifier(name: str, request: Request) -> Deleted:
         await service.ready()
-        await service.delete_classifier(owner(request), name)
+        await service.classifiers.delete(owner(request), name)
         return Deleted(id=name)
 
     @routes.post("/embeddings", status_code=201, openapi_extra=FILE_BODY)

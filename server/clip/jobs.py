@@ -4,11 +4,12 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from covervlm.server.resources import QuotaExceeded
 from covervlm.server.store import RESTARTED, Job, Store
 
 log = logging.getLogger(__name__)
@@ -24,10 +25,6 @@ class JobError(Exception):
 
 class Cancelled(Exception):
     """Raised inside a job that its owner cancelled."""
-
-
-class TooManyJobs(Exception):
-    """The owner has as many unfinished jobs as allowed."""
 
 
 class Reporter:
@@ -61,6 +58,11 @@ class Reporter:
         self._cancelled.set()
 
 
+def encoding(report: Reporter, images: Sequence[object]) -> Callable[[int], None]:
+    """Takes how many of the images are encoded, and tells of that as the first half of a job."""
+    return lambda done: report(0.5 * done / len(images), phase="encoding", images=done)
+
+
 Work = Callable[[Reporter], Mapping[str, Any] | None]
 """Runs in a thread. Returns the job's result, or None where it has stored that itself."""
 
@@ -82,19 +84,22 @@ class JobRunner:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="jobs")
         self._running: dict[str, _Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._submitting = asyncio.Lock()
         self._stopping = False
 
     def unfinished(self, owner: str) -> int:
         return sum(entry.owner == owner for entry in self._running.values())
 
     async def submit(self, owner: str, kind: str, work: Callable[[str], Work]) -> Job:
-        """Queue `work(job_id)`. Raises TooManyJobs."""
-        if self.unfinished(owner) >= self._max_unfinished:
-            raise TooManyJobs
-        job = await asyncio.to_thread(self._store.add_job, owner, kind)
+        """Queue `work(job_id)`. Raises QuotaExceeded."""
         loop = asyncio.get_running_loop()
-        entry = _Running(owner, Reporter(lambda: _tell(loop, entry)))
-        self._running[job.id] = entry
+        async with self._submitting:  # or many at once would all be counted as the first
+            if self.unfinished(owner) >= self._max_unfinished:
+                limit = self._max_unfinished
+                raise QuotaExceeded(f"{limit} jobs are queued or running; wait for one or cancel one.")
+            job = await asyncio.to_thread(self._store.add_job, owner, kind)
+            entry = _Running(owner, Reporter(lambda: _tell(loop, entry)))
+            self._running[job.id] = entry
         task = loop.create_task(self._run(job.id, entry, work(job.id)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -113,13 +113,17 @@ class OnlineZeroShot:
         """A copy of the state, which later images do not touch."""
         return OnlineState(self._rho.clone(), self._vision.clone(), self._observed)
 
-    def restore(self, state: OnlineState) -> None:
-        """Go on from `state`; ValueError where it was taken with other classes or dimensions."""
+    def check(self, state: OnlineState) -> None:
+        """ValueError where `state` was taken with other classes or dimensions, or is damaged."""
         if state.vision_proxies.shape != self._vision.shape or state.rho.shape != self._rho.shape:
             raise ValueError("the state belongs to other classes or dimensions")
         finite = bool(state.rho.isfinite().all() and state.vision_proxies.isfinite().all())
         if not finite or state.observed < 0:
             raise ValueError("the state is damaged")
+
+    def restore(self, state: OnlineState) -> None:
+        """Go on from `state`; ValueError, and no change, where it does not fit."""
+        self.check(state)
         self._rho.copy_(state.rho)
         self._vision.copy_(state.vision_proxies)
         self._observed = state.observed

@@ -1,7 +1,6 @@
 """Everything the CLIP endpoints do, in plain values: routes bring checked images and names, and get lists and bytes."""
 
 import asyncio
-import functools
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,33 +12,22 @@ from PIL.Image import Image
 from torch import Tensor
 
 from covervlm.server.clip.batched_encoder import BatchedEncoder
-from covervlm.server.clip.classifiers import ClassifierFile, read_classifier
+from covervlm.server.clip.classifiers import Classifiers
 from covervlm.server.clip.clustering import ClusteringRequest, cluster
 from covervlm.server.clip.encoder import ClipEncoder
-from covervlm.server.clip.inmap import fit_vision_proxies
-from covervlm.server.clip.jobs import JobError, JobRunner, Reporter, TooManyJobs, Work
+from covervlm.server.clip.jobs import JobError, JobRunner, Reporter, encoding
 from covervlm.server.clip.onzeta import OnlinePrediction
+from covervlm.server.clip.quotas import Quotas
 from covervlm.server.clip.sessions import Sessions, SnapshotInterval
-from covervlm.server.clip.tensors import BadTensors, read_embeddings
+from covervlm.server.clip.tensors import read_embeddings
 from covervlm.server.clip.uploads import Uploads
 from covervlm.server.clip.words import UnusableWords
 from covervlm.server.engines.base import EngineError, EngineUnavailable
-from covervlm.server.resources import Conflict, NotFound, QuotaExceeded
-from covervlm.server.store import JOB_STATES, Classifier, Job, NameTaken, Store
+from covervlm.server.resources import Conflict
+from covervlm.server.store import JOB_STATES, Job, Store
 from covervlm.server.store_database import Database, StoreError
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Quotas:
-    """What one owner may keep."""
-
-    classifiers: int = 100
-    sessions: int = 100
-    unfinished_jobs: int = 8
-    bytes: int = 2 * 1024**3
-    upload_bytes: int = 1024**3
 
 
 @dataclass(frozen=True)
@@ -99,6 +87,7 @@ class ClipService:
             self.jobs = JobRunner(store, max_unfinished=self.quotas.unfinished_jobs)
             self.sessions = Sessions(store, self._interval)
             self.batched = BatchedEncoder(self.encoder)
+            self.classifiers = Classifiers(store, self.jobs, self.batched, self.uploads, self.quotas, model=self.name)
             self._state = "ready"
 
     async def ready(self) -> None:
@@ -161,7 +150,7 @@ class ClipService:
         Probabilities are a softmax over the classes at the classifier's temperature, the model's own for plain text.
         """
         if classifier is not None:
-            stored = await self._classifier(owner, classifier)
+            stored = await self.classifiers.load(owner, classifier)
             names, proxies, temperature = stored.classes, stored.proxies, stored.temperature
         else:
             names = list(classes or ())
@@ -169,110 +158,6 @@ class ClipService:
         features = torch.stack(await self.batched.images(images))
         probabilities = torch.softmax(features @ proxies / temperature, dim=1)
         return names, [ranked(row, names, top) for row in probabilities]
-
-    # Classifiers.
-
-    async def fit_classifier(
-        self,
-        owner: str,
-        name: str,
-        *,
-        classes: Sequence[str],
-        templates: Sequence[str],
-        images: Sequence[Image],
-        embeddings: bytes | None,
-        uploads: Sequence[str],
-        parameters: Mapping[str, Any],
-    ) -> Job:
-        """Start a job that learns a classifier from images or embeddings. Nothing of them is written to disk."""
-        await self._check_room(owner, classifier=name)
-        parts = [self.uploads.get(owner, upload) for upload in uploads]
-        if embeddings is not None:
-            parts.append(await asyncio.to_thread(read_embeddings, embeddings, self.dimensions))
-        text = await self.batched.class_proxies(classes, templates)
-        about = {"classes": list(classes), "templates": list(templates), "parameters": dict(parameters)}
-
-        def work(job: str) -> Work:
-            return functools.partial(self._fit, owner, name, job, about, text, list(images), parts)
-
-        return await self._submit(owner, "classifier", work)
-
-    def _fit(
-        self,
-        owner: str,
-        name: str,
-        job: str,
-        about: Mapping[str, Any],
-        text: Tensor,
-        images: list[Image],
-        parts: list[Tensor],
-        report: Reporter,
-    ) -> None:
-        """In the jobs' thread."""
-        if images:
-            parts = [*parts, self.batched.in_batches(self.encoder.embed_pixels, images, _encoding(report, images))]
-        features = torch.cat(parts)
-        before = 0.5 if images else 0.0
-        total = int(about["parameters"]["iterations"])
-        last = {"iteration": 0, "gradient_norm": 0.0}
-
-        def progress(iteration: int, norm: float) -> None:
-            last.update(iteration=iteration, gradient_norm=norm)
-            share = before + (1 - before) * 0.99 * iteration / total
-            report(share, phase="fitting", iteration=iteration, iterations=total, gradient_norm=norm)
-
-        device = self.encoder.device
-        fitted = fit_vision_proxies(features.to(device), text.to(device), progress=progress, **about["parameters"])
-        proxies = fitted.cpu()
-        report(1.0, phase="done", iterations=total, **last)
-        file = ClassifierFile(
-            classes=list(about["classes"]),
-            proxies=proxies,
-            temperature=about["parameters"]["tau_vision"],
-            fingerprint=self.encoder.fingerprint,
-            about={**about, "method": "inmap", "images": len(features), "model": self.name, **last},
-        )
-        try:
-            self.store.add_classifier(owner, name, file.description(), file.pack(), job=job, progress=report.progress)
-        except NameTaken:
-            raise JobError("name_taken", str(_taken(name))) from None
-
-    async def add_classifier(self, owner: str, name: str, data: bytes) -> Classifier:
-        """Keep an uploaded classifier. Raises BadTensors, Conflict or QuotaExceeded."""
-        file = await asyncio.to_thread(read_classifier, data)
-        if file.fingerprint != self.encoder.fingerprint:
-            raise BadTensors("The classifier was made with another model than the one served here.")
-        if file.proxies.shape[0] != self.dimensions:
-            raise BadTensors(f"The classifier has {file.proxies.shape[0]} dimensions, not {self.dimensions}.")
-        await self._check_room(owner, classifier=name, size=len(data))
-        try:
-            return await asyncio.to_thread(self.store.add_classifier, owner, name, file.description(), file.pack())
-        except NameTaken:
-            raise _taken(name) from None
-
-    async def classifier_file(self, owner: str, name: str) -> bytes:
-        """A classifier as a safetensors file."""
-        return await asyncio.to_thread(self.store.read_blob, self._stored(owner, name).blob)
-
-    def classifier(self, owner: str, name: str) -> Classifier:
-        return self._stored(owner, name)
-
-    async def delete_classifier(self, owner: str, name: str) -> None:
-        if not await asyncio.to_thread(self.store.delete_classifier, owner, name):
-            raise NotFound("classifier", name)
-
-    async def _classifier(self, owner: str, name: str) -> ClassifierFile:
-        file = await asyncio.to_thread(read_classifier, await self.classifier_file(owner, name))
-        if file.fingerprint != self.encoder.fingerprint:
-            message = f"The classifier '{name}' was made with another model than the one served now."
-            raise Conflict(message, code="other_model", param="classifier")
-        return file
-
-    def _stored(self, owner: str, name: str) -> Classifier:
-        stored = self.store.classifier(owner, name)
-        if stored is None:
-            raise NotFound("classifier", name)
-        return stored
 
     async def upload(self, owner: str, data: bytes) -> tuple[str, int]:
         """Keep embeddings in memory for the owner's next jobs: an id, and the number of images."""
@@ -291,7 +176,7 @@ class ClipService:
         parameters: Mapping[str, float],
     ) -> dict[str, Any]:
         """A new OnZeta stream."""
-        await self._check_room(owner, session=True)
+        self.quotas.check_session(self.store, owner)
         proxies = await self.batched.class_proxies(classes, templates)
         about = {"classes": list(classes), "templates": list(templates), "horizon": horizon}
         about |= {"parameters": dict(parameters), "model": self.name, "fingerprint": self.encoder.fingerprint}
@@ -336,7 +221,7 @@ class ClipService:
             if ask_words is not None:
                 report(0.0, phase="asking for reference words")
                 settled = replace(wanted, words=_asked(ask_words, loop))
-            hidden = self.batched.in_batches(self.encoder.hidden_pixels, images, _encoding(report, images))
+            hidden = self.batched.in_batches(self.encoder.hidden_pixels, images, encoding(report, images))
             result = cluster(
                 hidden,
                 self.encoder.visual_projection(),
@@ -348,35 +233,7 @@ class ClipService:
             report(1.0, phase="done")
             return result
 
-        return await self._submit(owner, "clustering", lambda _: run)
-
-    # Shared steps.
-
-    async def _submit(self, owner: str, kind: str, work: Callable[[str], Work]) -> Job:
-        try:
-            return await self.jobs.submit(owner, kind, work)
-        except TooManyJobs:
-            limit = self.quotas.unfinished_jobs
-            raise QuotaExceeded(f"{limit} jobs are queued or running; wait for one or cancel one.") from None
-
-    async def _check_room(
-        self, owner: str, *, classifier: str | None = None, session: bool = False, size: int = 0
-    ) -> None:
-        quotas = self.quotas
-        if classifier is not None:
-            if self.store.classifier(owner, classifier) is not None:
-                raise _taken(classifier)
-            if len(self.store.classifiers(owner)) >= quotas.classifiers:
-                raise QuotaExceeded(f"There are {quotas.classifiers} classifiers, the most allowed; delete one first.")
-        if session and len(self.store.sessions(owner)) >= quotas.sessions:
-            raise QuotaExceeded(f"There are {quotas.sessions} sessions, the most allowed; delete one first.")
-        if self.store.usage(owner) + size > quotas.bytes:
-            raise QuotaExceeded(f"Classifiers and sessions take {quotas.bytes} bytes, the most allowed; delete some.")
-
-
-def _encoding(report: Reporter, images: Sequence[Image]) -> Callable[[int], None]:
-    """Tells of encoding as the first half of a job."""
-    return lambda done: report(0.5 * done / len(images), phase="encoding", images=done)
+        return await self.jobs.submit(owner, "clustering", lambda _: run)
 
 
 def ranked(probabilities: Tensor, names: Sequence[str], top: int) -> list[tuple[str, float]]:
@@ -394,8 +251,3 @@ def _asked(words: Callable[[], Coroutine[Any, Any, Sequence[str]]], loop: asynci
         raise JobError("unusable_words", f"The model's list of words cannot be used: {error}; {advice}.") from None
     except EngineError as error:
         raise JobError("no_words", f"The model could not be asked for words: {error} You can {advice}.") from None
-
-
-def _taken(name: str) -> Conflict:
-    message = f"There is a classifier '{name[:200]}' already; choose another name or delete it first."
-    return Conflict(message, code="name_taken", param="name")

@@ -2,26 +2,22 @@
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from covervlm.server.clip.onzeta import OnlinePrediction, OnlineState, OnlineZeroShot
-from covervlm.server.clip.tensors import BadTensors, pack, unpack
-from covervlm.server.resources import Conflict, NotFound
-from covervlm.server.store import Answer, Session, Store
+from covervlm.server.clip.live_session import LiveSession, describe, write_state
+from covervlm.server.clip.onzeta import OnlinePrediction, OnlineZeroShot
+from covervlm.server.clip.tensors import pack, unpack
+from covervlm.server.resources import NotFound
+from covervlm.server.store import Session, Store
 
 log = logging.getLogger(__name__)
-
-REMEMBERED_KEYS = 4096
-"""How many idempotency keys a session remembers, the newest ones."""
 
 Render = Callable[[Sequence[OnlinePrediction]], Mapping[str, Any]]
 
@@ -32,18 +28,6 @@ class SnapshotInterval:
 
     images: int = 64
     seconds: float = 1.0
-
-
-@dataclass(eq=False)
-class _Live:
-    session: Session
-    stream: OnlineZeroShot
-    answers: OrderedDict[str, Answer]
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    unsaved: list[Answer] = field(default_factory=list)
-    saved: int = 0
-    timer: asyncio.TimerHandle | None = None
-    deleted: bool = False
 
 
 class Sessions:
@@ -57,7 +41,7 @@ class Sessions:
         self._store = store
         self._interval = interval
         self._max_loaded = max_loaded
-        self._live: OrderedDict[str, _Live] = OrderedDict()
+        self._live: OrderedDict[str, LiveSession] = OrderedDict()
         self._loading = asyncio.Lock()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="sessions")
         self._saves: set[asyncio.Task[None]] = set()
@@ -66,29 +50,28 @@ class Sessions:
         """A new stream over the classes of `text_proxies` (d, K); `about` holds at least `horizon`, `parameters`."""
         stream = OnlineZeroShot(text_proxies, about["horizon"], **about["parameters"])
         data = pack({"text_proxies": text_proxies}, {})
-        session = await asyncio.to_thread(self._store.add_session, owner, about, data, _state_bytes(stream, {}))
-        live = _Live(session, stream, OrderedDict())
+        session = await asyncio.to_thread(
+            self._store.add_session, owner, about, data, write_state(stream.snapshot(), {})
+        )
+        live = LiveSession(session, stream)
         self._live[session.id] = live
         await self._make_room()
-        return _describe(live)
+        return live.describe()
 
     async def describe(self, owner: str, session: str) -> dict[str, Any]:
         """What the session is and how far it is. NotFound also where it belongs to somebody else."""
-        return _describe(await self._find(owner, session))
+        return (await self._find(owner, session)).describe()
 
     def list(self, owner: str) -> list[dict[str, Any]]:
         entries = []
         for session in self._store.sessions(owner):
             live = self._live.get(session.id)
-            entries.append(
-                _about(session, session.observed if live is None else live.stream.observed, session.observed)
-            )
+            entries.append(describe(session, session.observed, session.observed) if live is None else live.describe())
         return entries
 
     async def recall(self, owner: str, session: str, key: str, digest: str) -> Mapping[str, Any] | None:
         """The first answer to this key, if there was one. Conflict where the key came with another request."""
-        live = await self._find(owner, session)
-        return _recall(live, key, digest)
+        return (await self._find(owner, session)).recall(key, digest)
 
     async def observe(
         self, owner: str, session: str, features: Tensor, render: Render, *, key: str | None, digest: str
@@ -105,17 +88,13 @@ class Sessions:
         self, owner: str, session: str, features: Tensor, render: Render, key: str | None, digest: str
     ) -> Mapping[str, Any]:
         async with self._locked(owner, session) as live:
-            if key is not None and (known := _recall(live, key, digest)) is not None:
+            if key is not None and (known := live.recall(key, digest)) is not None:
                 return known
             loop = asyncio.get_running_loop()
             predictions = await loop.run_in_executor(self._pool, _observe_all, live.stream, features)
             answer = render(predictions)
             if key is not None:
-                record = Answer(key, predictions[0].index, digest, json.dumps(answer))
-                live.answers[key] = record
-                live.unsaved.append(record)
-                while len(live.answers) > REMEMBERED_KEYS:
-                    live.answers.popitem(last=False)
+                live.remember(key, digest, predictions[0].index, answer)
             if live.stream.observed - live.saved >= self._interval.images:
                 await self._save(live)
             elif live.timer is None:
@@ -127,7 +106,7 @@ class Sessions:
         async with self._locked(owner, session) as live:
             await self._save(live)
             about = {name: live.session.about[name] for name in ("classes", "fingerprint")}
-            return _state_bytes(live.stream, about)
+            return write_state(live.stream.snapshot(), about)
 
     async def restore(self, owner: str, session: str, data: bytes) -> dict[str, Any]:
         """Put the session into a state that `snapshot` gave out; keys answered so far are forgotten.
@@ -135,27 +114,16 @@ class Sessions:
         Raises BadTensors, and changes nothing, for data that is no snapshot of a session over these classes.
         """
         tensors, about = unpack(data)
-        state = _state(tensors)
         async with self._locked(owner, session) as live:
-            if about.get("classes") != live.session.about["classes"]:
-                raise BadTensors("The snapshot belongs to a session with other classes.")
-            if about.get("fingerprint") != live.session.about["fingerprint"]:
-                raise BadTensors("The snapshot was taken with another model.")
-            try:
-                live.stream.restore(state)
-            except ValueError as error:
-                raise BadTensors(f"The snapshot does not fit: {error}.") from None
-            _stop_timer(live)
-            live.answers.clear()
-            live.unsaved.clear()
-            live.saved = live.stream.observed
-            data = _state_bytes(live.stream, {})
-            await asyncio.to_thread(self._store.replace_session, session, live.saved, data)
-            return _describe(live)
+            state = live.check_snapshot(tensors, about)
+            data = write_state(state, {})
+            await asyncio.to_thread(self._store.replace_session, session, state.observed, data)
+            live.restore(state)
+            return live.describe()
 
     async def delete(self, owner: str, session: str) -> None:
         async with self._locked(owner, session) as live:
-            _stop_timer(live)
+            live.stop_timer()
             live.deleted = True
             await asyncio.to_thread(self._store.delete_session, owner, session)
             self._live.pop(session, None)
@@ -171,7 +139,7 @@ class Sessions:
     # Between memory and store.
 
     @contextlib.asynccontextmanager
-    async def _locked(self, owner: str, session: str) -> AsyncIterator[_Live]:
+    async def _locked(self, owner: str, session: str) -> AsyncIterator[LiveSession]:
         """The session, to oneself. NotFound also where it belongs to somebody else."""
         while True:
             live = await self._find(owner, session)
@@ -183,7 +151,7 @@ class Sessions:
                     yield live
                     return
 
-    async def _find(self, owner: str, session: str) -> _Live:
+    async def _find(self, owner: str, session: str) -> LiveSession:
         live = self._live.get(session)
         if live is None:
             async with self._loading:
@@ -194,7 +162,7 @@ class Sessions:
             self._live.move_to_end(session)
         return live
 
-    async def _load(self, owner: str, session: str) -> _Live:
+    async def _load(self, owner: str, session: str) -> LiveSession:
         stored = await asyncio.to_thread(self._store.session, owner, session)
         if stored is None:
             raise NotFound("session", session)
@@ -203,12 +171,9 @@ class Sessions:
         await self._make_room()
         return live
 
-    def _rebuild(self, stored: Session) -> _Live:
+    def _rebuild(self, stored: Session) -> LiveSession:
         tensors, _ = unpack(self._store.read_blob(stored.blob))
-        stream = OnlineZeroShot(tensors["text_proxies"], stored.about["horizon"], **stored.about["parameters"])
-        stream.restore(_state(unpack(stored.state)[0]))
-        answers = OrderedDict((answer.key, answer) for answer in self._store.answers(stored.id))
-        return _Live(stored, stream, answers, saved=stream.observed)
+        return LiveSession.rebuild(stored, tensors["text_proxies"], self._store.answers(stored.id))
 
     async def _make_room(self) -> None:
         """Save and drop the sessions that were idle longest."""
@@ -219,10 +184,10 @@ class Sessions:
                 continue
             async with live.lock:
                 await self._save(live)
-                if not live.unsaved and live.saved == live.stream.observed and not live.deleted:
+                if not live.dirty and not live.deleted:
                     self._live.pop(session, None)
 
-    def _save_soon(self, live: _Live) -> None:
+    def _save_soon(self, live: LiveSession) -> None:
         async def save() -> None:
             async with live.lock:
                 await self._save(live)
@@ -231,16 +196,17 @@ class Sessions:
         self._saves.add(task)
         task.add_done_callback(self._saves.discard)
 
-    async def _save(self, live: _Live) -> None:
+    async def _save(self, live: LiveSession) -> None:
         """Write state and new answers in one transaction. The lock is held; a failure leaves them for the next time."""
-        _stop_timer(live)
-        if live.deleted or (not live.unsaved and live.saved == live.stream.observed):
+        live.stop_timer()
+        if live.deleted or not live.dirty:
             return
         observed, answers = live.stream.observed, list(live.unsaved)
-        oldest = next(iter(live.answers.values())).number if live.answers else 0
-        state = _state_bytes(live.stream, {})
+        state = write_state(live.stream.snapshot(), {})
         try:
-            await asyncio.to_thread(self._store.save_session, live.session.id, observed, state, answers, oldest)
+            await asyncio.to_thread(
+                self._store.save_session, live.session.id, observed, state, answers, live.oldest_number
+            )
         except Exception:
             log.exception("session %s could not be saved; it goes on in memory", live.session.id)
             return
@@ -250,49 +216,3 @@ class Sessions:
 
 def _observe_all(stream: OnlineZeroShot, features: Tensor) -> list[OnlinePrediction]:
     return [stream.observe(feature) for feature in features]
-
-
-def _recall(live: _Live, key: str, digest: str) -> Mapping[str, Any] | None:
-    record = live.answers.get(key)
-    if record is None:
-        return None
-    if record.digest != digest:
-        message = "This Idempotency-Key was used for another request; use a new key for each request."
-        raise Conflict(message, code="idempotency_key_reused")
-    answer: Mapping[str, Any] = json.loads(record.answer)
-    return answer
-
-
-def _stop_timer(live: _Live) -> None:
-    if live.timer is not None:
-        live.timer.cancel()
-        live.timer = None
-
-
-def _describe(live: _Live) -> dict[str, Any]:
-    return _about(live.session, live.stream.observed, live.saved)
-
-
-def _about(session: Session, observed: int, saved: int) -> dict[str, Any]:
-    horizon = session.about["horizon"]
-    return {
-        "id": session.id,
-        "created": session.created,
-        **session.about,
-        "observed": observed,
-        "snapshot_observed": saved,
-        "past_horizon": observed >= horizon,
-    }
-
-
-def _state_bytes(stream: OnlineZeroShot, about: Mapping[str, Any]) -> bytes:
-    state = stream.snapshot()
-    observed = torch.tensor(state.observed, dtype=torch.int64)
-    return pack({"rho": state.rho, "vision_proxies": state.vision_proxies, "observed": observed}, about)
-
-
-def _state(tensors: Mapping[str, Tensor]) -> OnlineState:
-    with contextlib.suppress(KeyError, RuntimeError, ValueError):
-        rho, proxies = tensors["rho"], tensors["vision_proxies"]
-        return OnlineState(rho.float(), proxies.float(), int(tensors["observed"]))
-    raise BadTensors("The data is no snapshot of a session.")

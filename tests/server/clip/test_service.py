@@ -9,7 +9,8 @@ import pytest_asyncio
 from PIL import Image
 
 from covervlm.server.clip.encoder import ClipEncoder
-from covervlm.server.clip.service import ClipService, Quotas
+from covervlm.server.clip.quotas import Quotas
+from covervlm.server.clip.service import ClipService
 from covervlm.server.clip.templates import ENSEMBLE
 from covervlm.server.demo import clip_path
 from covervlm.server.engines.base import EngineUnavailable
@@ -33,7 +34,7 @@ async def service(tmp_path):
 
 
 async def fit(service: ClipService, owner: str, name: str) -> str:
-    job = await service.fit_classifier(
+    job = await service.classifiers.fit(
         owner, name, classes=NAMES, templates=ENSEMBLE, images=[picture(1)], embeddings=None, uploads=[], parameters=FIT
     )
     async for state in service.jobs.watch(owner, job.id):
@@ -50,7 +51,7 @@ async def test_quotas_hold_for_each_owner_and_deletion_makes_room(service):
     with pytest.raises(QuotaExceeded):
         await fit(service, "me", "two")
     assert await fit(service, "you", "one") == "succeeded"
-    await service.delete_classifier("me", "one")
+    await service.classifiers.delete("me", "one")
     assert await fit(service, "me", "two") == "succeeded"
 
     first = await session(service, "me")

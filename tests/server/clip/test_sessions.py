@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from covervlm.server.clip import live_session
 from covervlm.server.clip import sessions as module
 from covervlm.server.clip.onzeta import OnlineZeroShot
 from covervlm.server.clip.sessions import Sessions, SnapshotInterval
@@ -149,7 +150,7 @@ async def test_sessions_dropped_from_memory_come_back_as_they_were(folder, expec
 
 
 async def test_only_the_newest_keys_are_remembered(folder, monkeypatch):
-    monkeypatch.setattr(module, "REMEMBERED_KEYS", 5)
+    monkeypatch.setattr(live_session, "REMEMBERED_KEYS", 5)
     store, sessions = start(folder, SnapshotInterval(images=2, seconds=10**6))
     session = (await sessions.create("me", ABOUT, TEXT))["id"]
     for i in range(12):
@@ -170,6 +171,23 @@ async def test_a_snapshot_that_cannot_be_written_costs_no_answer(folder, monkeyp
     assert await observe(sessions, session, 1, key="k1") == pytest.approx(expected[1])
     assert store.session("me", session).observed == 2
     assert [a.key for a in store.answers(session)] == ["k0", "k1"]
+    await sessions.stop()
+    store.close()
+
+
+async def test_a_restore_that_cannot_be_written_changes_nothing(folder, monkeypatch, expected):
+    store, sessions = start(folder)
+    session = (await sessions.create("me", ABOUT, TEXT))["id"]
+    early = await sessions.snapshot("me", session)
+    for i in range(3):
+        await observe(sessions, session, i, key=f"k{i}")
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "replace_session", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            await sessions.restore("me", session, early)
+    assert (await sessions.describe("me", session))["observed"] == 3
+    assert await observe(sessions, session, 39, key="k2") == pytest.approx(expected[2])
+    assert await observe(sessions, session, 3) == pytest.approx(expected[3])
     await sessions.stop()
     store.close()
 
