@@ -10,11 +10,12 @@ OUT ?= results/demo-model
 VENV := .venv
 OLDEST := .venv-oldest
 VLLM := .venv-vllm
+LOAD := .venv-load
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPED := kernels pruners server clients
 
-.PHONY: serve test test-long test-browser test-vllm test-oldest lint bench demo-model clean
+.PHONY: serve test test-long test-browser test-vllm test-oldest lint bench load demo-model clean
 
 serve: $(READY)
 	$(BIN)/covervlm serve --port $(PORT)
@@ -59,6 +60,11 @@ bench: $(READY)
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/quality.py
 
+# The server under load, unpruned and pruned side by side: the demo model, then one whose language model dominates.
+load: $(READY) $(LOAD)/.ready
+	$(BIN)/python benchmarks/load.py
+	$(BIN)/python benchmarks/load.py --model random --budgets 64 --concurrency 8
+
 # About 75 minutes on one core. The result goes to OUT and replaces nothing.
 demo-model: $(READY)
 	$(BIN)/python benchmarks/demo_model/train.py --out $(OUT)
@@ -74,6 +80,12 @@ $(OLDEST)/.ready: pyproject.toml constraints.txt
 	grep -vE '^(transformers|huggingface_hub|hf-xet)==' constraints.txt > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c $(OLDEST)/constraints.txt \
 	    -e ".[dev]" transformers==5.16.1
+	touch $@
+
+# guidellm, the load generator, whose pins are not ours.
+$(LOAD)/.ready: constraints-load.txt
+	$(PYTHON) -m venv $(LOAD)
+	$(LOAD)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints-load.txt guidellm
 	touch $@
 
 clean:

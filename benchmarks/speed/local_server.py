@@ -1,9 +1,10 @@
 """A `covervlm serve` process on a free loopback port, so that client and server do not share an interpreter."""
 
+import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,10 +12,21 @@ START_SECONDS = 300
 
 
 @contextmanager
-def local_server(options: Sequence[str] = ()) -> Iterator[str]:
-    """Starts the server with the options of `covervlm serve`; gives its URL, ends it with the block."""
-    command = [str(Path(sys.executable).with_name("covervlm")), "serve", "--port", "0", "--log-level", "warning"]
-    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+def local_server(
+    options: Sequence[str] = (), python: Path = Path(sys.executable), environment: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """Starts the server with the options of `covervlm serve`; gives its URL, ends it with the block.
+
+    python: the interpreter of the environment that holds the server, by default this one.
+    """
+    command = [str(python.with_name("covervlm")), "serve", "--port", "0", "--log-level", "warning"]
+    process = subprocess.Popen(
+        [*command, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, **(environment or {})},
+    )
     overdue = threading.Timer(START_SECONDS, process.kill)
     overdue.start()
     try:

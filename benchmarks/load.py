@@ -1,0 +1,215 @@
+"""A server under load, unpruned and at several budgets side by side: time to first token, throughput, errors.
+
+    python benchmarks/load.py                                       the demo model, transformers engine
+    python benchmarks/load.py --model random                        random weights, a language model that dominates
+    python benchmarks/load.py --images same                         one image, other questions with every request
+    python benchmarks/load.py --concurrency 8 --rate 0.5 1.0        closed loop, and Poisson arrivals at given rates
+    python benchmarks/load.py --model random --peer transformers    beside `transformers serve` on the same model
+    python benchmarks/load.py --engine vllm --peer vllm --python .venv-vllm/bin/python
+    python benchmarks/load.py --scenario overload --model random    a fixed budget against one that gives way
+
+The load comes from guidellm, in an environment of its own (`make .venv-load/.ready`); this program adds the budgets,
+the demo's scenes and questions, and starts and stops the servers, all on the loopback interface. In every round each
+load is put on each variant, the order reversed from round to round, so that ratios compare neighbours in time;
+percentiles are over all rounds. With --tokens every answer has exactly as many; by default answers end by themselves on
+the demo model, and are checked, and have 32 tokens on others. A measurement ends after --requests-per-stream answers
+per stream, or --seconds. Writes a table, a plot, and a CSV file with one line per request, to --out.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+from speed.load_generator import Load, LoadGenerator, Variant
+from speed.load_report import Measurement, plot, rows, table, write_csv
+from speed.local_server import local_server
+from speed.peers import TORCHVISION_CURE, transformers_serve, vllm_serve
+from speed.random_llava import SHAPE, save_random_llava
+from speed.workload import IMAGES, Asked, workload
+from tqdm import tqdm
+
+from covervlm.server.demo import model_path
+
+NAME = "model"
+"""What our server and vLLM call the model."""
+RANDOM = Path("results/random-llava")
+TOKENS = 32
+OVERLOAD = 2.0
+FIXED, ADAPTIVE = "192", "64:192"
+
+
+def model_folder(name: str) -> Path:
+    if name == "demo":
+        return model_path()
+    if name == "random":
+        return RANDOM if (RANDOM / "model.safetensors").exists() else save_random_llava(RANDOM)
+    return Path(name)
+
+
+class Servers:
+    """Starts what the arguments name; everything ends with the stack."""
+
+    def __init__(self, arguments: argparse.Namespace, stack: ExitStack) -> None:
+        self._arguments = arguments
+        self._stack = stack
+        self._model = model_folder(arguments.model)
+
+    def ours(self, *options: str) -> str:
+        """The URL of a server of ours with these options."""
+        arguments = self._arguments
+        options = ("--model", str(self._model), "--served-model-name", NAME, "--engine", arguments.engine, *options)
+        options += ("--threads", arguments.threads) if arguments.threads else ()
+        if arguments.engine == "vllm":
+            environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": str(TORCHVISION_CURE)}
+            return self._stack.enter_context(local_server(options, arguments.python, environment))
+        return self._stack.enter_context(local_server(options))
+
+    def peer(self, name: str) -> Variant:
+        if name == "transformers":
+            url = self._stack.enter_context(transformers_serve(Path(sys.executable), self._model))
+            return Variant("transformers serve", url, str(self._model))
+        return Variant(
+            "plain vLLM", self._stack.enter_context(vllm_serve(self._arguments.python, self._model, NAME)), NAME
+        )
+
+
+def budget_variants(arguments: argparse.Namespace, servers: Servers) -> list[Variant]:
+    """Unpruned and every budget on one server, which takes them by request; then the peers."""
+    url = servers.ours()
+    exact = {} if arguments.tokens is None else {"ignore_eos": True}
+    budgets = {"unpruned": {"method": "none"}} | {
+        f"{arguments.method} {keep}": {"method": arguments.method, "keep_tokens": keep} for keep in arguments.budgets
+    }
+    variants = [Variant(name, url, NAME, {"vision_pruning": fields, **exact}) for name, fields in budgets.items()]
+    return variants + [servers.peer(name) for name in arguments.peer]
+
+
+def overload_variants(arguments: argparse.Namespace, servers: Servers) -> list[Variant]:
+    """A server with a fixed budget, and one whose budget gives way to the queue."""
+    exact = {} if arguments.tokens is None else {"ignore_eos": True}
+    return [
+        Variant(f"fixed {FIXED}", servers.ours("--keep-tokens", FIXED), NAME, exact),
+        Variant(f"adaptive {ADAPTIVE}", servers.ours("--adaptive-budget", ADAPTIVE), NAME, exact),
+    ]
+
+
+class Bench:
+    """Measures loads on variants; numbers the measurements, so that each sends images of its own."""
+
+    def __init__(self, generator: LoadGenerator, arguments: argparse.Namespace) -> None:
+        self._generator = generator
+        self._arguments = arguments
+        self._number = 0
+
+    def warm_up(self, variants: Sequence[Variant]) -> None:
+        """Let every variant answer twice, so that what happens once is over; raises SystemExit where one refuses."""
+        for variant in variants:
+            for asked in self._workload(2):
+                content = [
+                    {"type": "image_url", "image_url": {"url": asked.image}},
+                    {"type": "text", "text": asked.question},
+                ]
+                body = {"model": variant.model, "messages": [{"role": "user", "content": content}], "max_tokens": 4}
+                answer = httpx.post(f"{variant.url}/v1/chat/completions", json=body | variant.fields, timeout=300)
+                if answer.status_code != 200:
+                    raise SystemExit(f"{variant.name} refuses a request: {answer.text[:400]}")
+
+    def measure(self, load: Load, variant: Variant, number: int) -> Measurement:
+        asked = self._workload(load.requests + 2 * (load.concurrency or 0))
+        options = {"tokens": self._arguments.tokens, "seconds": self._arguments.seconds}
+        return Measurement(variant.name, load, number, self._generator.measure(load, variant, asked, **options))
+
+    def rounds(self, loads: Sequence[Load], variants: Sequence[Variant]) -> Iterator[Measurement]:
+        with tqdm(total=self._arguments.rounds * len(loads) * len(variants), unit="measurement") as bar:
+            for number in range(self._arguments.rounds):
+                for load in loads:
+                    for variant in variants[:: -1 if number % 2 else 1]:
+                        bar.set_postfix_str(f"{variant.name}, {load.name}")
+                        yield self.measure(load, variant, number)
+                        bar.update()
+
+    def _workload(self, count: int) -> list[Asked]:
+        self._number += 1
+        return workload(self._arguments.images, count, self._number)
+
+
+def table_loads(arguments: argparse.Namespace) -> list[Load]:
+    closed = [Load(arguments.requests_per_stream * max(streams, 2), streams) for streams in arguments.concurrency]
+    return closed + [Load(arguments.requests_per_stream * 8, rate=rate) for rate in arguments.rate]
+
+
+def run_table(arguments: argparse.Namespace, bench: Bench, servers: Servers) -> tuple[list[Measurement], str]:
+    """All loads on all budgets and peers; the measurements, and the baseline's name."""
+    variants = budget_variants(arguments, servers)
+    bench.warm_up(variants)
+    return list(bench.rounds(table_loads(arguments), variants)), variants[0].name
+
+
+def run_overload(arguments: argparse.Namespace, bench: Bench, servers: Servers) -> tuple[list[Measurement], str]:
+    """The fixed budget's capacity, then arrivals at OVERLOAD times that rate; as `run_table`."""
+    variants = overload_variants(arguments, servers)
+    bench.warm_up(variants)
+    capacity = bench.measure(Load(arguments.requests_per_stream * 8, 8), variants[0], 0)
+    arrivals = Load(arguments.requests_per_stream * 8, rate=OVERLOAD * capacity.requests_per_second)
+    print(f"{variants[0].name}: {capacity.requests_per_second:.2f} requests/s at capacity", file=sys.stderr)
+    return list(bench.rounds([arrivals], variants)), variants[0].name
+
+
+SCENARIOS = {"table": run_table, "overload": run_overload}
+
+
+def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenario", choices=SCENARIOS, default="table")
+    parser.add_argument("--model", default="demo", help="demo, random, or a folder (default: demo)")
+    parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
+    parser.add_argument("--peer", choices=["transformers", "vllm"], action="append", default=[], help="may be repeated")
+    parser.add_argument("--python", type=Path, help="the interpreter of the environment that holds vLLM")
+    parser.add_argument("--method", default="mmtok")
+    parser.add_argument("--budgets", type=int, nargs="*", default=[192, 128, 64, 32])
+    parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 8, 32], help="closed loops (default: 1 8 32)")
+    parser.add_argument("--rate", type=float, nargs="*", default=[], help="open loops: Poisson arrivals a second")
+    parser.add_argument("--images", choices=IMAGES, default="new", help="a new image per request, or always the same")
+    parser.add_argument("--tokens", type=int, help="tokens of every answer, whatever they say")
+    parser.add_argument(
+        "--requests-per-stream", type=int, default=3, help="answers a measurement waits for (default: 3)"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=120, help="a measurement's limit (default: 120)")
+    parser.add_argument("--threads", help="torch threads of our server")
+    parser.add_argument("--generator", type=Path, default=Path(".venv-load/bin/python"), help="guidellm's interpreter")
+    parser.add_argument("--out", type=Path, help="path without suffix (default: results/load-MODEL-SCENARIO)")
+    arguments = parser.parse_args(argv)
+    if arguments.python is None and ("vllm" in arguments.peer or arguments.engine == "vllm"):
+        parser.error("--engine vllm and --peer vllm need --python, e.g. .venv-vllm/bin/python")
+    if not arguments.generator.exists():
+        parser.error(f"there is no {arguments.generator}; make .venv-load/.ready creates it")
+    if arguments.model != "demo" and arguments.tokens is None:
+        arguments.tokens = TOKENS
+    if arguments.out is None:
+        arguments.out = Path("results") / f"load-{Path(arguments.model).name}-{arguments.scenario}"
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parsed(argv)
+    with ExitStack() as stack:
+        servers = Servers(arguments, stack)
+        generator = stack.enter_context(LoadGenerator(arguments.generator))
+        bench = Bench(generator, arguments)
+        measurements, baseline = SCENARIOS[arguments.scenario](arguments, bench, servers)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(measurements, arguments.out.with_suffix(".csv"))
+    found = rows(measurements, baseline)
+    text = table(found, accuracy=arguments.tokens is None)
+    arguments.out.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    model = f"random weights: {SHAPE}" if arguments.model == "random" else f"model {arguments.model}"
+    plot(found, arguments.out.with_suffix(".png"), f"{arguments.engine} engine, {model}")
+    print(f"{model}\n\n{text}\n\nRatios are to {baseline}. Files: {arguments.out}.md, .csv, .png")
+
+
+if __name__ == "__main__":
+    main()
