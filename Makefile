@@ -82,10 +82,10 @@ $(OLDEST)/.ready: pyproject.toml constraints.txt
 	    -e ".[dev]" transformers==5.16.1
 	touch $@
 
-# guidellm, the load generator, whose pins are not ours.
+# guidellm, the load generator, whose pins are not ours, and `transformers serve` to compare with.
 $(LOAD)/.ready: constraints-load.txt
 	$(PYTHON) -m venv $(LOAD)
-	$(LOAD)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints-load.txt guidellm
+	$(LOAD)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints-load.txt guidellm "transformers[serving]"
 	touch $@
 
 clean:

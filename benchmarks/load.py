@@ -69,7 +69,7 @@ class Servers:
 
     def peer(self, name: str) -> Variant:
         if name == "transformers":
-            url = self._stack.enter_context(transformers_serve(Path(sys.executable), self._model))
+            url = self._stack.enter_context(transformers_serve(self._arguments.generator, self._model))
             return Variant("transformers serve", url, str(self._model))
         return Variant(
             "plain vLLM", self._stack.enter_context(vllm_serve(self._arguments.python, self._model, NAME)), NAME
@@ -180,7 +180,12 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=120, help="a measurement's limit (default: 120)")
     parser.add_argument("--threads", help="torch threads of our server")
-    parser.add_argument("--generator", type=Path, default=Path(".venv-load/bin/python"), help="guidellm's interpreter")
+    parser.add_argument(
+        "--generator",
+        type=Path,
+        default=Path(".venv-load/bin/python"),
+        help="the interpreter of guidellm and transformers serve",
+    )
     parser.add_argument("--out", type=Path, help="path without suffix (default: results/load-MODEL-SCENARIO)")
     arguments = parser.parse_args(argv)
     if arguments.python is None and ("vllm" in arguments.peer or arguments.engine == "vllm"):
