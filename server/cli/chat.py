@@ -1,0 +1,143 @@
+"""Talk with a model about a picture; answers stream in as they are made.
+
+Without a QUESTION it is a conversation; Ctrl-D or /quit ends it. Examples:
+
+    covervlm chat photo.jpg
+    covervlm chat photo.jpg "What color is the bus?" --keep 64
+    covervlm chat --url http://host:8000 photo.jpg
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from covervlm.clients import APIStatusError, ChatAnswer, Client, Message, assistant, user
+from covervlm.server.cli.arguments import add_budget, budget_of, count
+from covervlm.server.cli.asked_server import add_server_arguments, asked_server
+from covervlm.server.cli.problems import CommandError
+
+HELP = """/keep N        keep N vision tokens of the picture from now on; /keep all prunes nothing
+/method NAME   choose the pruning method
+/image FILE    begin anew with another picture
+/quit          end, as Ctrl-D does; Ctrl-C stops an answer"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image", nargs="?", type=Path, metavar="IMAGE", help="a PNG, JPEG, WebP, GIF or BMP file")
+    parser.add_argument("question", nargs="?", metavar="QUESTION", help="ask only this, and end")
+    add_budget(parser, default="default: the server's own budget")
+    parser.add_argument(
+        "--max-tokens", type=count, metavar="N", help="longest answer (default: what the context has room for)"
+    )
+    parser.add_argument("--temperature", type=float, metavar="T", default=0.0, help="0 is greedy (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print each answer as a line of JSON")
+    add_server_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    picture = None if arguments.image is None else _read(arguments.image)
+    sampling = {"max_tokens": arguments.max_tokens, "temperature": arguments.temperature}
+    with asked_server(arguments) as client:
+        talk = Conversation(client, budget_of(arguments) | sampling, arguments.json, picture)
+        if arguments.question is not None:
+            talk.ask(arguments.question)
+        else:
+            _converse(talk)
+
+
+@dataclass
+class Conversation:
+    """What has been said about a picture so far, and how the next question is asked."""
+
+    client: Client
+    options: dict[str, Any]
+    as_json: bool
+    picture: bytes | None
+    messages: list[Message] = field(default_factory=list)
+
+    def ask(self, question: str) -> None:
+        """Ask, and print the answer as it comes. One that was stopped or refused is no part of the conversation."""
+        pictures = [self.picture] if self.picture is not None and not self.messages else []
+        asked = [*self.messages, user(question, *pictures)]
+        start, first = time.perf_counter(), None
+        with self.client.stream_messages(asked, **self.options) as stream:
+            for piece in stream:
+                if first is None:
+                    # Chat templates leave a space before the first word.
+                    first, piece = time.perf_counter() - start, piece.lstrip()
+                if not self.as_json:
+                    print(piece, end="", flush=True)
+        self.messages = [*asked, assistant(stream.answer.text)]
+        self._report(stream.answer, first)
+
+    def follow(self, command: str) -> bool:
+        """Do what a line that begins with / says; False where that is to end. Raises CommandError."""
+        name, _, value = command.partition(" ")
+        value = value.strip()
+        if name == "/quit":
+            return False
+        if name == "/image" and value:
+            self.picture, self.messages = _read(Path(value)), []
+        elif name == "/method" and value:
+            self.options["method"] = value
+        elif name == "/keep" and (value == "all" or (value.isdecimal() and int(value) > 0)):
+            self.options |= {"keep_tokens": None, "keep_ratio": None, "coverage": None}
+            self.options |= {"keep_ratio": 1.0} if value == "all" else {"keep_tokens": int(value)}
+        else:
+            raise CommandError(
+                f"{command!r} is no command; there are /keep N, /keep all, /method NAME, /image FILE, /quit"
+            )
+        return True
+
+    def _report(self, answer: ChatAnswer, first: float | None) -> None:
+        if self.as_json:
+            report = dataclasses.asdict(answer) | {"text": answer.text.strip(), "first_token_seconds": first}
+            print(json.dumps({name: value for name, value in report.items() if name != "raw"}), flush=True)
+            return
+        print()
+        if sys.stderr.isatty():
+            facts = [f"{image.kept} of {image.total} vision tokens" for image in answer.images]
+            facts += [f"{answer.usage.prompt_tokens} prompt tokens"]
+            facts += [] if first is None else [f"first token after {first * 1000:.0f} ms"]
+            print(f"\x1b[2m{', '.join(facts)}\x1b[0m", file=sys.stderr)
+
+
+def _converse(talk: Conversation) -> None:
+    """Questions and commands from the terminal, or line by line from a file, where the first mistake is the last."""
+    person = sys.stdin.isatty()
+    if person:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  gives input() its history and editing keys
+        print(HELP, file=sys.stderr)
+    while True:
+        try:
+            line = input("> " if person else "").strip()
+        except EOFError:
+            return
+        try:
+            if line.startswith("/"):
+                if not talk.follow(line):
+                    return
+            elif line:
+                talk.ask(line)
+        except KeyboardInterrupt:
+            print(" (stopped)")
+            if not person:
+                raise
+        except (APIStatusError, CommandError) as error:
+            if not person:
+                raise
+            print(error, file=sys.stderr)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CommandError(f"{path}: {error.strerror or error}") from None

@@ -1,0 +1,77 @@
+"""Chooses the subcommand, and turns its failures into one line and an exit status."""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import version
+from types import ModuleType
+
+from covervlm.server.cli.problems import FAILED, INTERRUPTED, CommandError
+
+COMMANDS: Mapping[str, str] = {
+    "serve": "serve a model over HTTP",
+    "chat": "talk with a model about a picture",
+    "prune": "draw which vision tokens a question keeps",
+    "classify": "label pictures by names alone",
+    "cluster": "group pictures by an aspect that you name",
+    "bench": "measure a running server, pruned and unpruned",
+    "version": "print the version",
+}
+"""Each is a module of this package with `add_arguments(parser)` and `run(arguments)`."""
+
+_EPILOG = """exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+Without --url, commands load a model of their own; set COVERVLM_BASE_URL to always ask a running server."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the result is the process's exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog="covervlm",
+        description="Vision-language models that read only the vision tokens that matter.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"covervlm {version('covervlm')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    chosen = next((word for word in words if word in COMMANDS), None)
+    try:
+        for name, summary in COMMANDS.items():
+            module = _module(name) if name == chosen else None
+            command = commands.add_parser(
+                name,
+                help=summary,
+                description=module.__doc__ if module else None,
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
+            if module is not None:
+                module.add_arguments(command)
+        parsed = parser.parse_args(words)
+        _module(parsed.command).run(parsed)
+        sys.stdout.flush()
+    except CommandError as error:
+        print(f"covervlm {chosen}: error: {error}", file=sys.stderr)
+        return error.status
+    except ModuleNotFoundError as error:
+        print(f"covervlm {chosen}: error: {_what_to_install(error)}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output, e.g. head, has enough; Python must not complain about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _module(command: str) -> ModuleType:
+    # One at a time, because what `serve` needs is not there where only the client is installed.
+    return import_module(f"covervlm.server.cli.{command}")
+
+
+def _what_to_install(error: ModuleNotFoundError) -> str:
+    missing = (error.name or "").partition(".")[0]
+    if missing == "covervlm":
+        raise error
+    return f"{missing} is not installed; get it with: pip install 'covervlm[server]'"

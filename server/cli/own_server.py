@@ -1,0 +1,95 @@
+"""A server inside the command's own process, on a free loopback port, for nobody else: its key is drawn by lot."""
+
+import asyncio
+import logging
+import secrets
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+
+import uvicorn
+from pydantic import ValidationError
+
+from covervlm.server.cli.problems import USAGE, CommandError
+from covervlm.server.engines.registry import StartupError, start_engine
+from covervlm.server.settings import Settings, SettingsError, one_line
+
+_BODY = 1024**3
+"""Bytes that a request may have: the pictures are on this machine already."""
+
+
+@contextmanager
+def own_server(options: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Serves until the block ends; gives the URL and the key. The environment's COVERVLM_* options apply too.
+
+    Raises CommandError where the model cannot be loaded.
+    """
+    key = secrets.token_hex(16)
+    with tempfile.TemporaryDirectory(prefix="covervlm-") as folder:
+        fixed = {"api_key": (key,), "api_keys_file": None, "data_dir": folder, "max_body_bytes": _BODY}
+        try:
+            settings = Settings(**{**options, **fixed})  # type: ignore[arg-type]
+        except ValidationError as error:
+            raise CommandError(one_line(error), USAGE) from None
+        except SettingsError as error:
+            raise CommandError(str(error), USAGE) from None
+        logging.getLogger("covervlm").setLevel(logging.ERROR)
+        if not sys.stderr.isatty():
+            from transformers.utils.logging import disable_progress_bar
+
+            disable_progress_bar()
+        server = _Server(settings)
+        server.start()
+        try:
+            yield f"http://127.0.0.1:{server.port()}", key
+        finally:
+            server.stop()
+
+
+class _Server(threading.Thread):
+    """Loads the model and serves it on an event loop of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(name="server", daemon=True)
+        self._settings = settings
+        self._port: Future[int] = Future()
+        self._server: uvicorn.Server | None = None
+
+    def port(self) -> int:
+        """Waits until requests are answered. Raises CommandError where that cannot be."""
+        try:
+            return self._port.result()
+        except SettingsError as error:
+            raise CommandError(str(error), USAGE) from None
+        except StartupError as error:
+            raise CommandError(str(error)) from None
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.should_exit = True
+            self.join()
+
+    def run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:
+            if not self._port.done():
+                self._port.set_exception(error)
+
+    async def _serve(self) -> None:
+        from covervlm.server.app import create_app
+
+        engine = await start_engine(self._settings)
+        app = create_app(self._settings, engine)
+        config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5)
+        self._server = server = uvicorn.Server(config)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            serving = asyncio.ensure_future(server.serve([listener]))
+            while not server.started and not serving.done():
+                await asyncio.sleep(0.01)
+            self._port.set_result(listener.getsockname()[1])
+            await serving

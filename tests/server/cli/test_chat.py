@@ -1,0 +1,168 @@
+"""`covervlm chat`: one answer, a conversation from a file, and one at a terminal."""
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+
+from covervlm.server.engines.base import EngineError, GenerationChunk
+from tests.server.api.scripted import prompt_report
+
+
+@pytest.fixture
+def say(served_engine, monkeypatch):
+    """say(*answers): what the server's model answers from now on, in turn."""
+
+    def say(*answers):
+        left = list(answers)
+
+        def script(request):
+            answer = left.pop(0)
+            if isinstance(answer, Exception):
+                return [answer]
+            words = answer.split(" ")
+            chunks = [GenerationChunk(0, f" {word}", 1) for word in words]
+            return [
+                replace(chunks[0], prompt=prompt_report(request)),
+                *chunks[1:],
+                GenerationChunk(0, "", 0, (), "stop"),
+            ]
+
+        monkeypatch.setattr(served_engine, "script", script)
+        served_engine.requests.clear()
+        return served_engine.requests
+
+    return say
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    """typed(*lines): what is on stdin, of a person where it is a `terminal`."""
+
+    def typed(*lines, terminal=False):
+        stdin = io.StringIO("".join(f"{line}\n" for line in lines))
+        stdin.isatty = lambda: terminal
+        monkeypatch.setattr("sys.stdin", stdin)
+
+    return typed
+
+
+def test_one_question_is_answered_and_the_command_ends(served, say, run, photo):
+    requests = say("a red circle")
+    assert run("chat", "--url", served, photo, "What is it?", "--keep", "30") == (0, "a red circle\n", "")
+    assert requests[0].pruning.keep_tokens == 30
+    assert requests[0].sampling.temperature == 0
+
+
+def test_a_model_of_its_own_answers_too(scripted, run, photo):
+    assert run("chat", photo, "What is it?") == (0, "a red circle\n", "")
+    assert not scripted.started
+
+
+def test_an_answer_as_json_has_all_of_it(served, say, report, photo):
+    say("a red circle")
+    answer = report("chat", "--url", served, photo, "What is it?", "--keep", "30")
+    assert (answer["text"], answer["finish_reason"], answer["usage"]["prompt_tokens"]) == ("a red circle", "stop", 40)
+    assert answer["images"][0]["kept"] == 30
+    assert answer["first_token_seconds"] > 0
+    assert "raw" not in answer
+
+
+def test_lines_are_a_conversation_with_the_picture_in_its_first_message(served, say, typed, run, photo):
+    requests = say("a circle", "a red one", "none", "a star")
+    typed(
+        "What is it?",
+        "",
+        "Which color?",
+        "/keep 5",
+        "/method uniform",
+        "And now?",
+        "/keep all",
+        "Again?",
+        "/quit",
+        "No?",
+    )
+    assert run("chat", "--url", served, photo) == (0, "a circle\na red one\nnone\na star\n", "")
+    last = requests[-1]
+    said = ["".join(getattr(part, "text", "") for part in message.content) for message in last.messages]
+    assert said == ["What is it?", " a circle", "Which color?", " a red one", "And now?", " none", "Again?"]
+    assert [len(request.images) for request in requests] == [1, 1, 1, 1]
+    policies = [(r.pruning.method, r.pruning.keep_tokens, r.pruning.keep_ratio) for r in requests]
+    assert policies == [("mmtok", None, None)] * 2 + [("uniform", 5, None), ("uniform", None, 1.0)]
+
+
+def test_another_picture_begins_anew(served, say, typed, run, photo, folder):
+    requests = say("a circle", "a star")
+    typed("What is it?", f"/image {folder}/00.png", "And this?")
+    assert run("chat", "--url", served, photo)[0] == 0
+    assert len(requests[1].messages) == 1
+    assert requests[1].images[0].digest != requests[0].images[0].digest
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["/dance"], "'/dance' is no command; there are /keep N"),
+        (["/keep 0"], "is no command"),
+        (["/image /no/such.png"], "/no/such.png: No such file or directory"),
+        (["Hello?"], "The engine is out of memory."),
+    ],
+)
+def test_in_a_file_the_first_mistake_is_the_last(served, say, typed, run, photo, lines, words):
+    requests = say(EngineError("The engine is out of memory."))
+    typed(*lines, "Not asked.")
+    status, out, err = run("chat", "--url", served, photo)
+    assert (status, out) == (1, "")
+    assert words in err
+    assert err.count("\n") == 1
+    assert len(requests) <= 1
+
+
+def test_at_a_terminal_a_mistake_is_told_and_the_conversation_goes_on(served, say, typed, run, photo):
+    requests = say(EngineError("The engine is out of memory."), "a circle")
+    typed("Hello?", "/dance", "What is it?", terminal=True)
+    status, out, err = run("chat", "--url", served, photo)
+    assert status == 0
+    assert "a circle\n" in out
+    assert "out of memory" in err
+    assert "/dance" in err
+    # The refused question is no part of the conversation.
+    assert [len(request.messages) for request in requests] == [1, 1]
+
+
+def test_an_interrupt_at_a_terminal_stops_the_answer_only(served, say, typed, run, photo, monkeypatch):
+    from covervlm.clients.streaming import Stream
+
+    requests = say("a circle", "a red one")
+    original, interrupts = Stream.__iter__, iter([True, False])
+
+    def interrupted(self):
+        pieces = original(self)
+        yield next(pieces)
+        if next(interrupts):
+            raise KeyboardInterrupt
+        yield from pieces
+
+    monkeypatch.setattr(Stream, "__iter__", interrupted)
+    typed("What is it?", "Which color?", terminal=True)
+    status, out, _ = run("chat", "--url", served, photo)
+    assert status == 0
+    assert "a (stopped)\n" in out
+    assert "a red one\n" in out
+    assert [len(request.messages) for request in requests] == [1, 1]
+
+
+def test_each_answer_of_a_conversation_is_a_line_of_json(served, say, typed, run, photo):
+    say("a circle", "a red one")
+    typed("What is it?", "Which color?")
+    status, out, _ = run("chat", "--url", served, photo, "--json")
+    assert status == 0
+    assert [json.loads(line)["text"] for line in out.splitlines()] == ["a circle", "a red one"]
+
+
+def test_text_alone_is_talked_about_without_a_picture(served, say, typed, run):
+    requests = say("hello yourself")
+    typed("Hello")
+    assert run("chat", "--url", served) == (0, "hello yourself\n", "")
+    assert requests[0].images == ()
