@@ -15,6 +15,8 @@ from covervlm.server.api import chat, clip, errors, models, openapi, ops, playgr
 from covervlm.server.api.authentication import PROBES, Authentication
 from covervlm.server.api.boundary import Boundary
 from covervlm.server.api.chat_response import ChatCompletionChunk
+from covervlm.server.api.deadline import Deadline
+from covervlm.server.api.draining import Drain, Draining
 from covervlm.server.api.metrics import Metrics
 from covervlm.server.api.prepare import Preparation
 from covervlm.server.clip.registry import build_clip, build_words
@@ -68,13 +70,16 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         redoc_url=None,
     )
     errors.install(app)
+    app.state.drain = Drain()
     # The one added last is outermost.
     limits = CallerLimits(
         settings.key_requests_per_minute, settings.key_concurrent_requests, settings.key_images_per_minute
     )
     token = settings.metrics_token.get_secret_value() if settings.metrics_token else None
     keys = Keys(settings.key_hashes)
+    app.add_middleware(Deadline, seconds=settings.request_timeout)
     app.add_middleware(Authentication, keys=keys, callers=Callers(limits), metrics_token=token)
+    app.add_middleware(Draining, drain=app.state.drain)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]

@@ -1,15 +1,19 @@
 """Runs the server in the foreground: port, model, banner, and an orderly end."""
 
+import asyncio
 import functools
 import json
 import logging
 import shlex
+import signal
 import socket
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 
+from covervlm.server.api.draining import Drain
 from covervlm.server.app import create_app
 from covervlm.server.connection import Connection
 from covervlm.server.demo import example_scenes
@@ -18,15 +22,33 @@ from covervlm.server.settings import Settings
 
 
 class Server(uvicorn.Server):
-    """uvicorn, with a message for people once requests are answered."""
+    """uvicorn, with a message for people once requests are answered, and an orderly end.
 
-    def __init__(self, config: uvicorn.Config, banner: str) -> None:
+    SIGTERM first begins the drain: the server is not ready and refuses what is new. After `drain_seconds` it stops
+    listening, lets running requests end, and exits with 0. SIGINT, or another SIGTERM, ends the drain at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, banner: str, drain: Drain, drain_seconds: float) -> None:
         super().__init__(config)
         self._banner = banner
+        self._drain = drain
+        self._drain_seconds = drain_seconds
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         print(self._banner, flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """In the main thread, between any two instructions."""
+        if sig != signal.SIGTERM or self._drain.begun or not self.started:
+            super().handle_exit(sig, frame)
+            return
+        self._drain.begun = True
+        self._loop.call_soon_threadsafe(self._loop.call_later, self._drain_seconds, self._exit)
+
+    def _exit(self) -> None:
+        self.should_exit = True
 
 
 async def serve(settings: Settings) -> None:
@@ -38,7 +60,8 @@ async def serve(settings: Settings) -> None:
     engine = await start_engine(settings)
     app = create_app(settings, engine)
     scheme = "https" if settings.ssl_certfile else "http"
-    await Server(server_config(app, settings), banner(settings, _url(listener, scheme))).serve([listener])
+    message = banner(settings, _url(listener, scheme))
+    await Server(server_config(app, settings), message, app.state.drain, settings.drain_seconds).serve([listener])
 
 
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
@@ -46,11 +69,13 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     password = settings.ssl_keyfile_password
     return uvicorn.Config(
         app,
-        http=functools.partial(Connection, receive_timeout=settings.receive_timeout),  # type: ignore[arg-type]
+        http=functools.partial(  # type: ignore[arg-type]
+            Connection, receive_timeout=settings.receive_timeout, send_timeout=settings.send_timeout
+        ),
         ws="none",
         log_level=settings.log_level,
         server_header=False,
-        timeout_graceful_shutdown=30,
+        timeout_graceful_shutdown=settings.shutdown_timeout,
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
         ssl_keyfile_password=password.get_secret_value() if password else None,

@@ -130,6 +130,21 @@ class Settings(BaseSettings):
     receive_timeout: float = Field(
         default=60.0, gt=0, description="seconds that a request's head, and then its body, may take to arrive"
     )
+    request_timeout: float = Field(
+        default=600.0,
+        gt=0,
+        description="seconds until a request is given up; the header X-Request-Timeout shortens it for one request",
+    )
+    send_timeout: float = Field(
+        default=60.0, gt=0, description="seconds that a client may leave unread what fills its connection"
+    )
+    drain_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        description="after SIGTERM, seconds in which /ready is 503 and new requests are refused before connections "
+        "close, so that load balancers notice",
+    )
+    shutdown_timeout: int = Field(default=30, ge=0, description="seconds that running requests may take to end then")
     max_body_bytes: ByteSize = Field(default=ByteSize(64 * MIB), ge=1, description="largest request body")
     max_image_bytes: ByteSize = Field(default=ByteSize(20 * MIB), ge=1, description="largest encoded image")
     max_image_pixels: int = Field(

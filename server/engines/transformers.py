@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,11 @@ from covervlm.server.engines.worker import Worker
 from covervlm.server.fairness import FairTurns, has_room
 from covervlm.server.models.base import Adapter
 from covervlm.server.models.registry import Checkpoint, load_adapter
+
+log = logging.getLogger(__name__)
+
+_LAST_STEP_SECONDS = 300
+"""How long stopping waits for answers that nobody has cancelled."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,9 @@ class TransformersEngine:
         self._stopping = True
         if self._worker is not None:
             self._worker.drain()
-            await asyncio.get_running_loop().run_in_executor(None, self._worker.join)
+            await asyncio.get_running_loop().run_in_executor(None, self._worker.join, _LAST_STEP_SECONDS)
+            if self._worker.is_alive():
+                log.error("the engine's last step does not end; it ends with the process")
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._worker = None
 
