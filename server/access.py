@@ -129,6 +129,11 @@ class Caller:
 _current: ContextVar[Caller | None] = ContextVar("caller", default=None)
 
 
+def current_caller() -> Caller | None:
+    """Whose request is being answered."""
+    return _current.get()
+
+
 def charge_image() -> None:
     """Count an image or video against the caller of the request that is being answered. Raises RateLimited."""
     caller = _current.get()

@@ -17,12 +17,14 @@ from covervlm.server.api.boundary import Boundary
 from covervlm.server.api.chat_response import ChatCompletionChunk
 from covervlm.server.api.deadline import Deadline
 from covervlm.server.api.draining import Drain, Draining
+from covervlm.server.api.load_shedding import LoadShedding
 from covervlm.server.api.metrics import Metrics
 from covervlm.server.api.prepare import Preparation
 from covervlm.server.clip.registry import build_clip, build_words
 from covervlm.server.engines.base import Engine
 from covervlm.server.engines.registry import build_engine
 from covervlm.server.fetch import Fetcher, FetchLimits
+from covervlm.server.inflight import InFlight
 from covervlm.server.media import ImageLimits, ImageLoader
 from covervlm.server.settings import Settings
 
@@ -77,7 +79,10 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     )
     token = settings.metrics_token.get_secret_value() if settings.metrics_token else None
     keys = Keys(settings.key_hashes)
+    inflight = InFlight(int(settings.max_inflight_bytes))
+    metrics.watch_inflight(inflight)
     app.add_middleware(Deadline, seconds=settings.request_timeout)
+    app.add_middleware(LoadShedding, inflight=inflight)
     app.add_middleware(Authentication, keys=keys, callers=Callers(limits), metrics_token=token)
     app.add_middleware(Draining, drain=app.state.drain)
     if settings.cors_origins:

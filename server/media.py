@@ -14,9 +14,11 @@ from typing import TypeVar, TypeVarTuple
 
 from PIL import Image, ImageOps
 
-from covervlm.server.access import charge_image
+from covervlm.server.access import charge_image, current_caller
 from covervlm.server.engines.base import EngineOverloaded, ImagePart, InvalidRequest
+from covervlm.server.fairness import FairTurns
 from covervlm.server.fetch import Fetcher
+from covervlm.server.inflight import hold
 from covervlm.server.media_files import read_media_file
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -37,6 +39,8 @@ class ImageLimits:
 class ImageLoader:
     """Decodes images in a few threads of its own, so that neither the event loop nor memory suffers from a rush.
 
+    Callers take turns, image by image.
+
     fetch: gets images behind http(s) URLs. folder: where images at file URLs may lie. Without them, these are refused.
     """
 
@@ -53,7 +57,7 @@ class ImageLoader:
         self._fetch = fetch
         self._folder = folder
         self._max_pending = max_pending
-        self._pending = 0
+        self._turns = FairTurns(threads)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="media")
 
     async def load(self, url: str, *, param: str) -> ImagePart:
@@ -61,6 +65,11 @@ class ImageLoader:
 
         Raises InvalidRequest for what is no acceptable image, EngineOverloaded with too many images waiting.
         """
+        part = await self._load(url, param)
+        hold(3 * part.image.width * part.image.height)
+        return part
+
+    async def _load(self, url: str, param: str) -> ImagePart:
         charge_image()
         scheme = url_scheme(url)
         if scheme in ("http", "https") and self._fetch is not None:
@@ -72,20 +81,18 @@ class ImageLoader:
             return await self.run(image_part, data, self.limits, param=param)
         if scheme == "file" and self._folder is not None:
             return await self.run(_load_file, url.strip(), self._folder, self.limits, param=param)
-        return await self.run(_load, url, self.limits, param=param)
+        return await self.run(_load_data, url, self.limits, param=param)
 
     async def run(self, decode: Callable[[*Arguments], Part], *args: *Arguments, param: str) -> Part:
         """`decode(*args)` in one of the threads; raises as `load` does."""
-        if self._pending >= self._max_pending:
+        if len(self._turns) >= self._max_pending:
             raise EngineOverloaded("Too many images are waiting to be decoded; try again shortly.", retry_after=1)
-        self._pending += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, decode, *args)
+            async with self._turns.turn(current_caller()):
+                return await asyncio.get_running_loop().run_in_executor(self._pool, decode, *args)
         except InvalidRequest as error:
             error.param = param
             raise
-        finally:
-            self._pending -= 1
 
     async def close(self) -> None:
         """Drop images that still wait; running threads end on their own."""
@@ -94,7 +101,7 @@ class ImageLoader:
             await self._fetch.aclose()
 
 
-def _load(url: str, limits: ImageLimits) -> ImagePart:
+def _load_data(url: str, limits: ImageLimits) -> ImagePart:
     return image_part(image_bytes(url, limits), limits)
 
 
@@ -160,7 +167,7 @@ def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
             _check_pixels(image.width, image.height, limits)
             image.load()
             return _to_rgb(_upright(image))
-    except InvalidRequest:
+    except (InvalidRequest, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(limits.max_pixels, "pixels") from None

@@ -145,6 +145,11 @@ class Settings(BaseSettings):
         "close, so that load balancers notice",
     )
     shutdown_timeout: int = Field(default=30, ge=0, description="seconds that running requests may take to end then")
+    max_inflight_bytes: ByteSize = Field(
+        default=ByteSize(4096 * MIB),
+        ge=1,
+        description="memory of the bodies and decoded images of all requests together; what comes beyond it is refused",
+    )
     max_body_bytes: ByteSize = Field(default=ByteSize(64 * MIB), ge=1, description="largest request body")
     max_image_bytes: ByteSize = Field(default=ByteSize(20 * MIB), ge=1, description="largest encoded image")
     max_image_pixels: int = Field(

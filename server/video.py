@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from covervlm.server.access import charge_image
 from covervlm.server.engines.base import ImagePart, InvalidRequest, VideoPart
+from covervlm.server.inflight import hold
 from covervlm.server.media import FORMATS, ImageLimits, ImageLoader, decode_base64, image_part
 
 FRAMES_PER_SECOND = 2.0
@@ -34,7 +35,9 @@ class VideoLoader:
         """The clip of a `video_url` part; raises as `ImageLoader.load`."""
         charge_image()
         fps = FRAMES_PER_SECOND if fps is None else fps
-        return await self._images.run(video_part, url, fps, self._limits, self._images.limits, param=param)
+        clip = await self._images.run(video_part, url, fps, self._limits, self._images.limits, param=param)
+        hold(3 * sum(frame.width * frame.height for frame in clip.frames))
+        return clip
 
 
 def video_part(url: str, fps: float, limits: VideoLimits, image_limits: ImageLimits) -> VideoPart:

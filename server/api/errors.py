@@ -91,6 +91,10 @@ def describe(error: Exception, request_id: str) -> Failure:
         case EngineUnavailable():
             headers = {"Retry-After": str(UNAVAILABLE_SECONDS)}
             return failure(503, str(error), code="engine_unavailable", headers=headers)
+        case MemoryError():
+            logger.error("request %s found no memory", request_id, exc_info=error)
+            message = "There is not enough memory for this request right now; send it again later."
+            return failure(503, message, code="engine_overloaded", headers={"Retry-After": str(UNAVAILABLE_SECONDS)})
         case EngineError():
             logger.error("request %s failed in the engine: %s", request_id, error)
             return failure(500, str(error), code="engine_error")
@@ -127,6 +131,8 @@ def _http(request: Request, error: HTTPException) -> Failure:
             return failure(405, message, code="method_not_supported", headers=error.headers)
         case 400:
             return failure(400, "The body is not valid JSON in UTF-8.", code="invalid_json")
+        case 503:
+            return failure(503, str(error.detail), code="engine_overloaded", headers=error.headers)
     return failure(error.status_code, str(error.detail), headers=error.headers)
 
 

@@ -9,6 +9,7 @@ from covervlm.server.agent import AgentReport
 from covervlm.server.api.collectors import ClipCollector, EngineCollector
 from covervlm.server.api.request_metrics import RequestMetrics
 from covervlm.server.engines.base import Engine, PromptReport
+from covervlm.server.inflight import InFlight
 
 if TYPE_CHECKING:
     from covervlm.server.clip.service import ClipService
@@ -101,6 +102,13 @@ class Metrics:
         ProcessCollector(registry=registry)
         if hasattr(engine, "collect"):  # an engine with metrics of its own, as vLLM has
             registry.register(engine)  # type: ignore[arg-type]
+
+    def watch_inflight(self, inflight: InFlight) -> None:
+        """Show the memory that is counted for requests in flight."""
+        gauge = Gauge(
+            "covervlm_inflight_bytes", "Bodies and decoded images of requests in flight.", registry=self.registry
+        )
+        gauge.set_function(lambda: inflight.bytes)
 
     def watch_adaptive_budget(self, budget: Callable[[], int]) -> None:
         """Show what `budget` returns whenever the metrics are read."""

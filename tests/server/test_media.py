@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from covervlm.server import media
-from covervlm.server.engines.base import EngineOverloaded, InvalidRequest
+from covervlm.server.engines.base import EngineOverloaded, ImagePart, InvalidRequest
 from covervlm.server.media import ImageLimits, ImageLoader, decode_image, image_bytes, image_digest
 
 LIMITS = ImageLimits(max_bytes=1_000_000, max_pixels=100_000)
@@ -310,12 +310,12 @@ async def test_files_are_read_from_an_opened_folder_only(tmp_path, opened):
 
 
 async def test_no_more_images_wait_than_allowed_and_there_is_room_again_after(monkeypatch):
-    opened, threads = threading.Event(), set()
+    opened, threads, part = threading.Event(), set(), ImagePart(Image.new("RGB", (1, 1)), "")
 
     def slow(data, limits):
         threads.add(threading.current_thread().name)
         assert opened.wait(20)
-        return "part"
+        return part
 
     monkeypatch.setattr(media, "image_part", slow)
     loader = ImageLoader(LIMITS, threads=2, max_pending=5)
@@ -325,8 +325,8 @@ async def test_no_more_images_wait_than_allowed_and_there_is_room_again_after(mo
         with pytest.raises(EngineOverloaded):
             await loader.load("YWJj", param="p")
         opened.set()
-        assert await asyncio.gather(*loads) == ["part"] * 5
-        assert await loader.load("YWJj", param="p") == "part"
+        assert await asyncio.gather(*loads) == [part] * 5
+        assert await loader.load("YWJj", param="p") is part
         assert len(threads) <= 2
         assert all(name.startswith("media") for name in threads)
     finally:

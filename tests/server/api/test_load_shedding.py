@@ -1,0 +1,176 @@
+"""What requests in flight hold is counted, bounded, and given back."""
+
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import threading
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from covervlm.server import create_app
+from covervlm.server.access import CallerLimits, Callers
+from covervlm.server.engines.base import EngineOverloaded, GenerationChunk
+from covervlm.server.inflight import InFlight, hold
+from covervlm.server.media import ImageLimits, ImageLoader
+from covervlm.server.settings import Settings
+from tests.server.api.scripted import Gate, ScriptedEngine, chat_body, data_url, prompt_report
+
+SECONDS = 20
+PICTURE = data_url(Image.new("RGB", (100, 100), "red"))
+PIXELS = 3 * 100 * 100
+
+
+def test_bytes_are_held_until_their_request_ends():
+    inflight = InFlight(100)
+    with inflight.request():
+        hold(60)
+        with inflight.request():
+            hold(40)
+            with pytest.raises(EngineOverloaded, match="100 bytes"):
+                hold(1)
+            assert inflight.bytes == 100
+        assert inflight.bytes == 60
+        hold(40)
+    assert inflight.bytes == 0
+
+
+def test_a_request_that_fails_gives_back_too():
+    inflight = InFlight(100)
+    with contextlib.suppress(ZeroDivisionError), inflight.request():
+        hold(60)
+        raise ZeroDivisionError
+    assert inflight.bytes == 0
+
+
+def size(body):
+    return len(json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def post(client, body):
+    content = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
+    return client.post("/v1/chat/completions", content=content, headers={"Content-Type": "application/json"})
+
+
+def held(client):
+    lines = client.get("/metrics").text.splitlines()
+    return float(next(line for line in lines if line.startswith("covervlm_inflight_bytes ")).split()[1])
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_body_and_decoded_pixels_are_counted_to_the_byte(room):
+    body = chat_body("What?", PICTURE)
+    engine = ScriptedEngine()
+    settings = Settings(max_inflight_bytes=size(body) + PIXELS - 1 + room)
+    with TestClient(create_app(settings, engine)) as client:
+        response = post(client, body)
+        assert held(client) == 0
+    if room:
+        assert response.status_code == 200
+    else:
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_overloaded")
+        assert int(response.headers["retry-after"]) >= 1
+    assert len(engine.requests) == room
+
+
+def test_a_video_counts_with_all_its_frames():
+    frame = io.BytesIO()
+    Image.new("RGB", (100, 100)).save(frame, "JPEG")
+    encoded = base64.b64encode(frame.getvalue()).decode()
+    video = {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{encoded},{encoded}"}}
+    body = {"model": "demo", "messages": [{"role": "user", "content": [video]}]}
+    for room, status in [(0, 503), (1, 200)]:
+        settings = Settings(max_inflight_bytes=size(body) + 2 * PIXELS - 1 + room)
+        with TestClient(create_app(settings, ScriptedEngine())) as client:
+            assert post(client, body).status_code == status
+
+
+async def test_a_running_request_keeps_its_share_and_others_are_refused_before_they_are_read():
+    gate = Gate()
+    engine = ScriptedEngine(lambda request: [GenerationChunk(0, "a", 1, prompt=prompt_report(request)), gate])
+    body = json.dumps(chat_body("What?", PICTURE)).encode()
+    app = create_app(Settings(max_inflight_bytes=len(body) + PIXELS + 10), engine)
+    first = asyncio.create_task(send(app, [body]))
+    async with asyncio.timeout(SECONDS):
+        await gate.reached.wait()
+        reads = []
+        status, answer = await send(app, [body], declared=len(body), reads=reads)
+        assert (status, json.loads(answer)["error"]["code"], reads) == (503, "engine_overloaded", [])
+        # Without a declared length it shows as the pieces arrive.
+        pieces = [body[i : i + 6] for i in range(0, len(body), 6)]
+        status, answer = await send(app, pieces, reads=reads)
+        assert (status, json.loads(answer)["error"]["code"], len(reads)) == (503, "engine_overloaded", 2)
+        gate.opened.set()
+        assert (await first)[0] == 200
+        assert (await send(app, pieces))[0] == 200
+
+
+async def send(app, pieces, declared=None, reads=None):
+    """One chat completion, piece by piece: its status and body."""
+    waiting = list(pieces)
+    headers = [(b"content-type", b"application/json")]
+    headers += [(b"content-length", str(declared).encode())] if declared else []
+    sent = []
+
+    async def receive():
+        if not waiting:
+            await asyncio.Event().wait()
+        if reads is not None:
+            reads.append(len(waiting))
+        return {"type": "http.request", "body": waiting.pop(0), "more_body": bool(waiting)}
+
+    async def collect(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "raw_path": b"/v1/chat/completions",
+        "query_string": b"",
+        "headers": headers,
+    }
+    await app(scope, receive, collect)
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent)
+
+
+async def test_images_of_one_caller_wait_behind_each_other_and_not_in_front_of_others():
+    loader = ImageLoader(ImageLimits(10**6, 10**6), threads=1, max_pending=100)
+    callers, order, opened = Callers(CallerLimits()), [], threading.Event()
+
+    def decode(name):
+        opened.wait(SECONDS)
+        order.append(name)
+
+    async def load(owner, number):
+        with callers[owner].request():
+            await loader.run(decode, (owner, number), param="x")
+
+    greedy = [asyncio.create_task(load("greedy", i)) for i in range(20)]
+    while len(loader._turns) < 20:
+        await asyncio.sleep(0)
+    single = asyncio.create_task(load("single", 0))
+    while len(loader._turns) < 21:
+        await asyncio.sleep(0)
+    opened.set()
+    await asyncio.gather(*greedy, single)
+    await loader.close()
+    assert order.index(("single", 0)) <= 2
+    assert [number for owner, number in order if owner == "greedy"] == list(range(20))
+
+
+def test_a_decoder_without_memory_is_the_servers_trouble_and_not_the_images(monkeypatch):
+    def no_memory(image):
+        raise MemoryError
+
+    monkeypatch.setattr("covervlm.server.media._to_rgb", no_memory)
+    with TestClient(create_app(Settings(), ScriptedEngine())) as client:
+        response = client.post("/v1/chat/completions", json=chat_body("What?", PICTURE))
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_overloaded")
+        monkeypatch.undo()
+        assert client.post("/v1/chat/completions", json=chat_body("What?", PICTURE)).status_code == 200
