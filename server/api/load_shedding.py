@@ -11,7 +11,10 @@ from covervlm.server.inflight import InFlight, hold
 
 
 class LoadShedding:
-    """Pure ASGI. A declared length is refused before anything is read; bytes count once they have arrived."""
+    """Pure ASGI. A declared length is refused before anything is read; bytes count once they have arrived.
+
+    Lengths beyond all bounds are not this layer's to refuse: no later time would be better for them.
+    """
 
     def __init__(self, app: ASGIApp, inflight: InFlight) -> None:
         self._app = app
@@ -22,7 +25,7 @@ class LoadShedding:
             await self._app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length", "")[:20]
-        if declared.isascii() and declared.isdigit():
+        if declared.isascii() and declared.isdigit() and int(declared) <= self._inflight.limit:
             self._inflight.check(int(declared))
 
         async def counted() -> Message:
