@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,6 +81,7 @@ class LoadGenerator:
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, **limits, **quiet},
+            start_new_session=True,
         )
         return self
 
@@ -89,7 +91,11 @@ class LoadGenerator:
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._kill()
+
+    def _kill(self) -> None:
+        """End guidellm with its worker processes, which would outlive it."""
+        os.killpg(self._process.pid, signal.SIGKILL)
 
     def measure(
         self, load: Load, variant: Variant, asked: Sequence[Asked], *, tokens: int | None, seconds: float
@@ -100,7 +106,7 @@ class LoadGenerator:
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        hung = Timer(seconds + GRACE_SECONDS, self._process.kill)
+        hung = Timer(seconds + GRACE_SECONDS, self._kill)
         hung.start()
         try:
             print(json.dumps(spec(load, variant, asked, tokens, seconds)), file=self._process.stdin, flush=True)
