@@ -73,6 +73,13 @@ class Settings(BaseSettings):
         default=None, description="folder of classifiers, sessions and jobs; by default covervlm in ~/.local/share"
     )
 
+    snapshot_images: int = Field(
+        default=64, ge=1, description="a zero-shot session is saved after so many images that its last save lacks"
+    )
+    snapshot_seconds: float = Field(
+        default=1.0, gt=0, allow_inf_nan=False, description="and so many seconds after the first of them at the latest"
+    )
+
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free port")
     ssl_certfile: Path | None = Field(default=None, description="TLS certificate chain in PEM; serves https")
@@ -90,6 +97,12 @@ class Settings(BaseSettings):
     key_requests_per_minute: int | None = Field(default=None, ge=1, description="requests of one key a minute")
     key_concurrent_requests: int | None = Field(default=None, ge=1, description="requests of one key at once")
     key_images_per_minute: int | None = Field(default=None, ge=1, description="images and videos of one key a minute")
+    key_classifiers: int = Field(default=100, ge=0, description="zero-shot classifiers that one key may keep")
+    key_sessions: int = Field(default=100, ge=0, description="zero-shot sessions that one key may keep")
+    key_unfinished_jobs: int = Field(default=8, ge=1, description="jobs of one key that are queued or running at once")
+    key_stored_bytes: ByteSize = Field(
+        default=ByteSize(2 * 1024 * MIB), ge=0, description="disk space of one key's classifiers and sessions together"
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="web origins whose pages may call the API, e.g. https://app.example.com"
     )

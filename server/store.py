@@ -198,6 +198,15 @@ class Store:
     def jobs(self, owner: str) -> list[Job]:
         return [_job(row) for row in self._db.rows("SELECT * FROM jobs WHERE owner = ? ORDER BY created", owner)]
 
+    def delete_job(self, owner: str, job: str) -> bool:
+        """Forget a finished job and its result; False where there is none."""
+        with self._db.transaction() as db:
+            query = "DELETE FROM jobs WHERE owner = ? AND id = ? AND finished IS NOT NULL"
+            found = db.execute(query, (owner, job)).rowcount > 0
+        if found:
+            self._db.truncate_log()
+        return found
+
     # Sessions.
 
     def add_session(self, owner: str, about: Mapping[str, Any], data: bytes, state: bytes) -> Session:

@@ -147,5 +147,9 @@ class Database:
     def forget_blob(self, blob: str) -> None:
         """Remove the file of a row just deleted, and the row's pages from the write-ahead log."""
         self.remove_blob(blob)
+        self.truncate_log()
+
+    def truncate_log(self) -> None:
+        """What was deleted leaves the write-ahead log too."""
         with self._lock:
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -88,9 +88,11 @@ def router(service: "ClipService") -> APIRouter:
         return EventStream(events(), states.aclose)
 
     @routes.delete("/v1/jobs/{job}")
-    async def cancel_job(job: str, request: Request) -> JobStatus:
-        """Cancel a job that has not finished; a finished one stays as it is."""
+    async def cancel_job(job: str, request: Request, forget: bool = False) -> JobStatus:
+        """Cancel a job that has not finished; a finished one stays, or with `forget` is deleted with its result."""
         await service.ready()
+        if forget:
+            return status(_found(await service.jobs.forget(owner(request), job), job))
         return status(_found(await service.jobs.cancel(owner(request), job), job))
 
     return routes

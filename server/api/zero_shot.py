@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Classes = Annotated[list[Text], Field(max_length=10_000)]
 Templates = Annotated[list[Text], Field(min_length=1, max_length=100)]
+MOST_LABELS = 100_000
 
 
 class ClassifyRequest(Wire):
@@ -43,7 +44,14 @@ class ClassifyRequest(Wire):
             raise ValueError("give either 'classes' or 'classifier'")
         if self.classifier is not None and self.templates is not None:
             raise ValueError("'templates' goes with 'classes', not with 'classifier'")
+        check_answer_size(len(self.images), self.top)
         return self
+
+
+def check_answer_size(images: int, top: int) -> None:
+    """ValueError for more labels than an answer should carry."""
+    if images * top > MOST_LABELS:
+        raise ValueError(f"'top' times the number of images may be {MOST_LABELS} at most; lower 'top'")
 
 
 class ClassProbability(BaseModel):

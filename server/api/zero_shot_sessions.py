@@ -1,10 +1,10 @@
 """/v1/zero_shot/sessions: online classifiers that learn from the stream they label (OnZeta)."""
 
 import hashlib
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Header, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from covervlm.server.api.chat_request import Wire
 from covervlm.server.api.embeddings import check_model
@@ -12,7 +12,15 @@ from covervlm.server.api.errors import RESPONSES
 from covervlm.server.api.image_inputs import ImageInput, load_images
 from covervlm.server.api.openapi import FILE_ANSWER, FILE_BODY
 from covervlm.server.api.owner import owner
-from covervlm.server.api.zero_shot import Classes, Classification, Deleted, Templates, classification, tensors_file
+from covervlm.server.api.zero_shot import (
+    Classes,
+    Classification,
+    Deleted,
+    Templates,
+    check_answer_size,
+    classification,
+    tensors_file,
+)
 from covervlm.server.clip.templates import ENSEMBLE
 from covervlm.server.media import ImageLoader
 
@@ -64,6 +72,11 @@ class SessionList(BaseModel):
 class ObserveRequest(Wire):
     images: Annotated[list[ImageInput], Field(min_length=1, max_length=2048)]
     top: Annotated[int, Field(ge=1, le=10_000)] = 5
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        check_answer_size(len(self.images), self.top)
+        return self
 
 
 class Observation(BaseModel):

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from covervlm.server.resources import QuotaExceeded
+from covervlm.server.resources import Conflict, QuotaExceeded
 from covervlm.server.store import RESTARTED, Job, Store
 
 log = logging.getLogger(__name__)
@@ -138,6 +138,13 @@ class JobRunner:
             await asyncio.to_thread(self._store.finish_job, job, "cancelled")
             _notify(entry)
         return self.get(owner, job)
+
+    async def forget(self, owner: str, job: str) -> Job | None:
+        """Delete a finished job and its result; its last state. Raises Conflict for one that has not finished."""
+        current = self.get(owner, job)
+        if current is not None and not await asyncio.to_thread(self._store.delete_job, owner, job):
+            raise Conflict(f"The job '{job}' has not finished; cancel it first.", code="job_unfinished")
+        return current
 
     async def stop(self) -> None:
         """Cancel what runs; each such job is marked failed as it would be after a crash."""

@@ -17,16 +17,21 @@ from covervlm.server.resources import Conflict
 from covervlm.server.store import Answer, Session
 
 REMEMBERED_KEYS = 4096
-"""How many idempotency keys a session remembers, the newest ones."""
+REMEMBERED_BYTES = 16 * 1024**2
+"""A session remembers its newest idempotency keys, as many as these two allow; the last one always."""
 
 
 @dataclass(eq=False)
 class LiveSession:
-    """Whoever changes it holds `lock`. `saved` is how many images the snapshot on disk holds."""
+    """Whoever changes it holds `lock`.
+
+    `saved` is how many images the snapshot on disk holds, `remembered` how many characters the answers take.
+    """
 
     session: Session
     stream: OnlineZeroShot
     answers: OrderedDict[str, Answer] = field(default_factory=OrderedDict)
+    remembered: int = 0
     saved: int = 0
     unsaved: list[Answer] = field(default_factory=list)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -38,7 +43,8 @@ class LiveSession:
         """The session as its snapshot has it."""
         stream = OnlineZeroShot(text_proxies, stored.about["horizon"], **stored.about["parameters"])
         stream.restore(read_state(unpack(stored.state)[0]))
-        return cls(stored, stream, OrderedDict((answer.key, answer) for answer in answers), saved=stream.observed)
+        known = OrderedDict((answer.key, answer) for answer in answers)
+        return cls(stored, stream, known, sum(len(answer.answer) for answer in answers), saved=stream.observed)
 
     @property
     def dirty(self) -> bool:
@@ -66,8 +72,9 @@ class LiveSession:
         record = Answer(key, number, digest, json.dumps(answer))
         self.answers[key] = record
         self.unsaved.append(record)
-        while len(self.answers) > REMEMBERED_KEYS:
-            self.answers.popitem(last=False)
+        self.remembered += len(record.answer)
+        while len(self.answers) > REMEMBERED_KEYS or (self.remembered > REMEMBERED_BYTES and len(self.answers) > 1):
+            self.remembered -= len(self.answers.popitem(last=False)[1].answer)
 
     def check_snapshot(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> OnlineState:
         """The state in a snapshot. BadTensors for one that does not belong to this session's classes and model."""
@@ -87,6 +94,7 @@ class LiveSession:
         self.stream.restore(state)
         self.answers.clear()
         self.unsaved.clear()
+        self.remembered = 0
         self.saved = state.observed
         self.stop_timer()
 

@@ -23,7 +23,9 @@ def build_clip(settings: Settings, engine: Engine) -> "ClipService | None":
     if model == "none":
         return None
     from covervlm.server.clip.encoder import ClipEncoder
+    from covervlm.server.clip.quotas import Quotas
     from covervlm.server.clip.service import ClipService
+    from covervlm.server.clip.sessions import SnapshotInterval
     from covervlm.server.demo import clip_path
 
     path = str(clip_path()) if model == "demo" else model
@@ -38,7 +40,14 @@ def build_clip(settings: Settings, engine: Engine) -> "ClipService | None":
             log.info("the CLIP model shares %d bytes of weights with the served model", freed)
         return encoder
 
-    return ClipService(load, folder, name=name)
+    quotas = Quotas(
+        classifiers=settings.key_classifiers,
+        sessions=settings.key_sessions,
+        unfinished_jobs=settings.key_unfinished_jobs,
+        bytes=int(settings.key_stored_bytes),
+    )
+    interval = SnapshotInterval(settings.snapshot_images, settings.snapshot_seconds)
+    return ClipService(load, folder, name=name, quotas=quotas, interval=interval)
 
 
 def build_words(engine: Engine, settings: Settings) -> "WordSource":

@@ -156,8 +156,11 @@ class ClipService:
             names = list(classes or ())
             proxies, temperature = await self.batched.class_proxies(names, templates), self.encoder.temperature
         features = torch.stack(await self.batched.images(images))
-        probabilities = torch.softmax(features @ proxies / temperature, dim=1)
-        return names, [ranked(row, names, top) for row in probabilities]
+
+        def answer() -> list[list[tuple[str, float]]]:
+            return [ranked(row, names, top) for row in torch.softmax(features @ proxies / temperature, dim=1)]
+
+        return names, await asyncio.to_thread(answer)
 
     async def upload(self, owner: str, data: bytes) -> tuple[str, int]:
         """Keep embeddings in memory for the owner's next jobs: an id, and the number of images."""

@@ -20,6 +20,7 @@ from covervlm.server.store import Session, Store
 log = logging.getLogger(__name__)
 
 Render = Callable[[Sequence[OnlinePrediction]], Mapping[str, Any]]
+"""What the caller is told; called in a thread."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,10 @@ class Sessions:
             if key is not None and (known := live.recall(key, digest)) is not None:
                 return known
             loop = asyncio.get_running_loop()
-            predictions = await loop.run_in_executor(self._pool, _observe_all, live.stream, features)
-            answer = render(predictions)
+            number = live.stream.observed
+            answer = await loop.run_in_executor(self._pool, _answer, live.stream, features, render)
             if key is not None:
-                live.remember(key, digest, predictions[0].index, answer)
+                live.remember(key, digest, number, answer)
             if live.stream.observed - live.saved >= self._interval.images:
                 await self._save(live)
             elif live.timer is None:
@@ -212,6 +213,11 @@ class Sessions:
             return
         live.saved = observed
         live.unsaved = live.unsaved[len(answers) :]
+
+
+def _answer(stream: OnlineZeroShot, features: Tensor, render: Render) -> Mapping[str, Any]:
+    """In a thread of the pool."""
+    return render(_observe_all(stream, features))
 
 
 def _observe_all(stream: OnlineZeroShot, features: Tensor) -> list[OnlinePrediction]:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from covervlm.server.api import image_inputs
 from covervlm.server.clip.encoder import ClipEncoder
 from covervlm.server.clip.inmap import fit_vision_proxies
 from covervlm.server.demo import clip_path
-from tests.server.api.clip_app import OTHER, SHAPES, clip_client, error, finished, scenes, urls, wait_for
+from tests.server.api.clip_app import OTHER, SHAPES, clip_client, error, events, finished, scenes, urls, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +175,34 @@ def test_embeddings_that_teach_nothing_are_refused(client, array, message):
     assert message in error(client.post("/v1/zero_shot/classifiers", json=body), 400)["message"]
 
 
+@pytest.mark.parametrize(
+    ("change", "param", "message"),
+    [
+        ({"classes": []}, "classes", "two classes"),
+        ({"classes": ["star"]}, "classes", "two classes"),
+        ({"classes": ["star", "Star"]}, "classes", "twice"),
+        ({"images": []}, "images", ""),
+        ({"images": "not a list"}, "images", ""),
+        ({"templates": ["{} and {}"]}, "templates", "{}"),
+        ({"classifier": "unknown", "classes": None}, None, "There is no classifier 'unknown'"),
+        ({"top": 0}, "top", ""),
+        ({"images": ["x"] * 11, "top": 10_000}, None, "lower 'top'"),
+    ],
+)
+def test_what_cannot_be_labelled_is_refused_by_name(client, change, param, message):
+    body = {"images": urls(1), "classes": SHAPES} | change
+    detail = error(client.post("/v1/zero_shot/classify", json=body), 404 if "classifier" in change else 400)
+    assert detail["param"] == param
+    assert message in detail["message"]
+
+
+def test_a_requests_images_are_limited_together(client, monkeypatch):
+    monkeypatch.setattr(image_inputs, "MOST_PIXELS", 2 * 336 * 336)
+    assert client.post("/v1/zero_shot/classify", json={"images": urls(2), "classes": SHAPES}).status_code == 200
+    detail = error(client.post("/v1/zero_shot/classify", json={"images": urls(3), "classes": SHAPES}), 400)
+    assert detail["code"] == "images_too_large"
+
+
 def test_either_classes_or_a_classifier(client):
     for body in ({}, {"classes": SHAPES, "classifier": "x"}, {"classifier": "x", "templates": ["{}"]}):
         error(client.post("/v1/zero_shot/classify", json={"images": urls(1)} | body), 400)
@@ -224,6 +253,37 @@ def test_a_running_job_is_watched_and_cancelled(client, features):
     assert client.get(f"/v1/jobs/{queued}").json()["state"] == "cancelled"
     error(client.get("/v1/zero_shot/classifiers/long"), 404)
     assert client.delete(f"/v1/jobs/{job}").json()["state"] == "cancelled"
+
+
+def test_events_tell_of_every_stage_of_a_job(client, features):
+    many = np.repeat(features.numpy(), 400, axis=0)
+    body = {"name": "told", "classes": SHAPES, "embeddings": base64.b64encode(npy(many)).decode()}
+    job = client.post("/v1/zero_shot/classifiers", json=body | {"parameters": {"iterations": 400, "tolerance": 0}})
+    states = events(client, job.json()["id"])
+    assert states[-1]["state"] == "succeeded"
+    fitting = [state["progress"] for state in states if state["progress"].get("phase") == "fitting"]
+    assert fitting
+    assert all(told["gradient_norm"] > 0 and told["eta_seconds"] >= 0 for told in fitting)
+    iterations = [told["iteration"] for told in fitting]
+    assert iterations == sorted(iterations)
+    assert states[-1]["progress"]["iteration"] == states[-1]["progress"]["iterations"] == 400
+
+
+def test_a_finished_job_is_forgotten_on_request_and_an_unfinished_one_is_not(client, features):
+    done = fit(client, "forgettable", images=urls(4), parameters={"iterations": 5})["id"]
+    error(client.delete(f"/v1/jobs/{done}", params={"forget": True}, headers=OTHER), 404)
+    assert client.delete(f"/v1/jobs/{done}", params={"forget": True}).json()["state"] == "succeeded"
+    error(client.get(f"/v1/jobs/{done}"), 404)
+    error(client.delete(f"/v1/jobs/{done}", params={"forget": True}), 404)
+    assert client.get("/v1/zero_shot/classifiers/forgettable").status_code == 200
+
+    many = np.repeat(features.numpy(), 200, axis=0)
+    body = {"name": "endless", "classes": SHAPES, "embeddings": base64.b64encode(npy(many)).decode()}
+    job = client.post("/v1/zero_shot/classifiers", json=body | {"parameters": {"iterations": 100_000, "tolerance": 0}})
+    job = job.json()["id"]
+    assert error(client.delete(f"/v1/jobs/{job}", params={"forget": True}), 409)["code"] == "job_unfinished"
+    client.delete(f"/v1/jobs/{job}")
+    assert finished(client, job)["state"] == "cancelled"
 
 
 def test_two_jobs_for_one_name_leave_one_classifier(client):

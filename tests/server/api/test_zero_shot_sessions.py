@@ -5,11 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from safetensors.torch import load
+from starlette.testclient import TestClient
 
+from covervlm.server import create_app
 from covervlm.server.clip.encoder import ClipEncoder
 from covervlm.server.clip.onzeta import OnlineZeroShot
 from covervlm.server.demo import clip_path
+from covervlm.server.settings import Settings
 from tests.server.api.clip_app import COLORS, OTHER, SHAPES, clip_client, error, noise, scenes, urls, wait_for
+from tests.server.api.scripted import ScriptedEngine
 
 SESSIONS = "/v1/zero_shot/sessions"
 
@@ -161,6 +165,24 @@ def test_a_foreign_session_looks_like_none_at_all(client):
             assert detail["message"] == f"There is no session '{name}'."
     assert client.get(SESSIONS, headers=OTHER).json()["data"] == []
     assert client.get(f"{SESSIONS}/{session}").status_code == 200
+
+
+def test_sessions_and_classifiers_belong_to_the_api_key_that_made_them(tmp_path):
+    app = create_app(Settings(data_dir=tmp_path, api_key=("first", "second")), ScriptedEngine())
+    first, second = ({"Authorization": f"Bearer {key}"} for key in ("first", "second"))
+    with TestClient(app) as client:
+        body = {"classes": SHAPES, "horizon": 10}
+        assert client.post(SESSIONS, json=body).status_code == 401
+        session = client.post(SESSIONS, json=body, headers=first).json()["id"]
+        path = f"{SESSIONS}/{session}"
+        assert client.get(path, headers=first).status_code == 200
+        assert error(client.get(path, headers=second), 404)["code"] == "session_not_found"
+        error(client.post(f"{path}/observe", json={"images": urls(1)}, headers=second), 404)
+        error(client.delete(path, headers=second), 404)
+        assert client.get(SESSIONS, headers=second).json()["data"] == []
+        assert client.get(path, headers=first).json()["observed"] == 0
+        snapshot = client.get(f"{path}/snapshot", headers=first).content
+        error(client.put(f"{path}/snapshot", content=snapshot, headers=second), 404)
 
 
 def test_a_deleted_session_is_gone(client):

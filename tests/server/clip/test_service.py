@@ -10,11 +10,15 @@ from PIL import Image
 
 from covervlm.server.clip.encoder import ClipEncoder
 from covervlm.server.clip.quotas import Quotas
+from covervlm.server.clip.registry import build_clip
 from covervlm.server.clip.service import ClipService
+from covervlm.server.clip.sessions import SnapshotInterval
 from covervlm.server.clip.templates import ENSEMBLE
 from covervlm.server.demo import clip_path
 from covervlm.server.engines.base import EngineUnavailable
 from covervlm.server.resources import QuotaExceeded
+from covervlm.server.settings import Settings
+from tests.server.api.scripted import ScriptedEngine
 
 NAMES = ["star", "ring", "cross"]
 FIT = {"iterations": 5, "tau_vision": 0.04}
@@ -76,6 +80,39 @@ async def test_unfinished_jobs_are_limited(service):
     async for state in service.jobs.watch("me", job.id):
         last = state
     assert last.state == "succeeded", last.error
+
+
+async def test_many_submissions_at_once_are_counted_one_by_one(service):
+    release = asyncio.Event()
+
+    async def words():
+        await release.wait()
+        return ["red", "green"]
+
+    pictures = [picture(1), picture(2)]
+    calls = [service.start_clustering("me", pictures, words, aspect="color", words=()) for _ in range(6)]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    refused = [result for result in results if isinstance(result, QuotaExceeded)]
+    (job,) = [result for result in results if not isinstance(result, Exception)]
+    assert len(refused) == 5
+    release.set()
+    async for _ in service.jobs.watch("me", job.id):
+        pass
+
+
+def test_quotas_and_intervals_are_those_of_the_settings(tmp_path):
+    settings = Settings(
+        data_dir=tmp_path,
+        key_classifiers=1,
+        key_sessions=2,
+        key_unfinished_jobs=3,
+        key_stored_bytes="4KiB",
+        snapshot_images=5,
+        snapshot_seconds=0.5,
+    )
+    service = build_clip(settings, ScriptedEngine())
+    assert service.quotas == Quotas(classifiers=1, sessions=2, unfinished_jobs=3, bytes=4096)
+    assert service._interval == SnapshotInterval(images=5, seconds=0.5)
 
 
 async def test_stats_count_the_jobs_and_sessions_of_all_owners(service):

@@ -1,6 +1,7 @@
 """Sessions in memory and store: exactly once, one at a time, side by side, and after a crash at the last snapshot."""
 
 import asyncio
+import json
 import threading
 
 import pytest
@@ -159,6 +160,30 @@ async def test_only_the_newest_keys_are_remembered(folder, monkeypatch):
     assert await sessions.recall("me", session, "7", "d") is not None
     await sessions.stop()
     assert [a.key for a in store.answers(session)] == ["7", "8", "9", "10", "11"]
+    store.close()
+
+
+async def test_remembered_answers_are_bounded_in_size_also_after_a_restart(folder, monkeypatch):
+    store, sessions = start(folder)
+    session = (await sessions.create("me", ABOUT, TEXT))["id"]
+    await observe(sessions, session, 0, key="measure")
+    size = len(json.dumps(await sessions.recall("me", session, "measure", "d")))
+    monkeypatch.setattr(live_session, "REMEMBERED_BYTES", int(3.5 * size))
+    for i in range(1, 6):
+        await observe(sessions, session, i, key=str(i))
+    assert await sessions.recall("me", session, "5", "d") is not None
+    assert await sessions.recall("me", session, "1", "d") is None
+    await sessions.stop()
+    store.close()
+    store, sessions = start(folder)
+    assert await sessions.recall("me", session, "5", "d") is not None
+    for i in range(6, 9):
+        await observe(sessions, session, i, key=str(i))
+    assert await sessions.recall("me", session, "5", "d") is None
+    monkeypatch.setattr(live_session, "REMEMBERED_BYTES", 1)
+    await observe(sessions, session, 9, key="9")
+    assert await sessions.recall("me", session, "9", "d") is not None
+    await sessions.stop()
     store.close()
 
 
