@@ -10,12 +10,13 @@ OUT ?= results/demo-model
 VENV := .venv
 OLDEST := .venv-oldest
 VLLM := .venv-vllm
+PEERS := .venv-peers
 LOAD := .venv-load
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPED := kernels pruners server clients
 
-.PHONY: serve test test-long test-browser test-vllm test-oldest lint bench load demo-model clean
+.PHONY: serve test test-long test-browser test-vllm test-oldest test-peers lint bench load demo-model clean
 
 serve: $(READY)
 	$(BIN)/covervlm serve --port $(PORT)
@@ -40,6 +41,15 @@ test-oldest: $(OLDEST)/.ready
 # The real vLLM on its CPU build, in an environment of its own that lasts until the pins change.
 test-vllm: $(VLLM)/.ready
 	PYTHONPATH=tests/vllm/torchvision_cure $(VLLM)/bin/pytest -c tests/vllm/pytest.ini tests/vllm
+
+# litellm and langchain-openai against a server, in an environment of their own: both want a newer certifi than the pins.
+test-peers: $(READY) $(PEERS)/.ready
+	$(PEERS)/bin/pytest -c tests/peers/pytest.ini tests/peers
+
+$(PEERS)/.ready: constraints-peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -r constraints-peers.txt
+	touch $@
 
 $(VLLM)/.ready: constraints-vllm.txt
 	$(PYTHON) -m venv $(VLLM)
