@@ -36,3 +36,16 @@ class QuotaExceeded(ResourceError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code="quota_exceeded")
+
+
+class StorageFull(ResourceError):
+    """The disk of the data folder has no room; nothing was changed."""
+
+    status = 507
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The server has no room left to keep this; what it keeps already stays usable. Delete something you do "
+            "not need, or ask the operator for room.",
+            code="storage_full",
+        )

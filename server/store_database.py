@@ -1,6 +1,7 @@
 """The data folder: one SQLite database that a single process owns, and files beside it that its rows name."""
 
 import contextlib
+import errno
 import os
 import secrets
 import sqlite3
@@ -9,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from covervlm.server.resources import StorageFull
 
 SCHEMA = """
 CREATE TABLE classifiers (
@@ -98,7 +101,8 @@ class Database:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
+        """All of the block or nothing. Raises StorageFull."""
+        with self._lock, _unless_full():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -123,9 +127,21 @@ class Database:
                 path.unlink()
 
     def write_blob(self, data: bytes) -> str:
-        """Store bytes in a file of their own and return its name; the caller's next call must name it in a row."""
+        """Store bytes in a file of their own and return its name; the caller's next call must name it in a row.
+
+        Raises StorageFull.
+        """
         name = f"{secrets.token_hex(16)}.safetensors"
         # A file that was cut short by a crash is named by no row.
+        try:
+            with _unless_full():
+                self._write(name, data)
+        except BaseException:
+            self.remove_blob(name)
+            raise
+        return name
+
+    def _write(self, name: str, data: bytes) -> None:
         descriptor = os.open(self._blobs / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -136,7 +152,6 @@ class Database:
             os.fsync(folder)
         finally:
             os.close(folder)
-        return name
 
     def read_blob(self, name: str) -> bytes:
         return (self._blobs / name).read_bytes()
@@ -153,3 +168,18 @@ class Database:
         """What was deleted leaves the write-ahead log too."""
         with self._lock:
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+@contextlib.contextmanager
+def _unless_full() -> Iterator[None]:
+    """Tells a full disk from other failures. Raises StorageFull."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+            raise
+        raise StorageFull from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StorageFull from error

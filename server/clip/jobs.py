@@ -1,15 +1,17 @@
 """Long work in the background: queued, run one at a time in a thread, watched, cancelled, and kept when finished."""
 
 import asyncio
+import functools
 import logging
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from covervlm.server.resources import Conflict, QuotaExceeded
+from covervlm.server.resources import Conflict, QuotaExceeded, ResourceError
 from covervlm.server.store import RESTARTED, Job, Store
 
 log = logging.getLogger(__name__)
@@ -63,6 +65,9 @@ def encoding(report: Reporter, images: Sequence[object]) -> Callable[[int], None
     return lambda done: report(0.5 * done / len(images), phase="encoding", images=done)
 
 
+_UNTOLD = 1000
+"""How many outcomes that no disk would take are remembered."""
+
 Work = Callable[[Reporter], Mapping[str, Any] | None]
 """Runs in a thread. Returns the job's result, or None where it has stored that itself."""
 
@@ -86,6 +91,7 @@ class JobRunner:
         self._tasks: set[asyncio.Task[None]] = set()
         self._submitting = asyncio.Lock()
         self._stopping = False
+        self._untold: OrderedDict[str, Job] = OrderedDict()
 
     def unfinished(self, owner: str) -> int:
         return sum(entry.owner == owner for entry in self._running.values())
@@ -110,7 +116,7 @@ class JobRunner:
         stored = self._store.job(owner, job)
         entry = self._running.get(job)
         if stored is None or entry is None or stored.finished is not None:
-            return stored
+            return stored if stored is None or stored.finished is not None else self._untold.get(job, stored)
         return replace(stored, state=entry.state, progress=entry.reporter.progress)
 
     def list(self, owner: str) -> list[Job]:
@@ -164,27 +170,47 @@ class JobRunner:
 
     def _work(self, job: str, entry: _Running, work: Work, loop: asyncio.AbstractEventLoop) -> None:
         """In the pool's thread: run, and store the outcome before anybody is told of it."""
-        finish = self._store.finish_job
+        finish = functools.partial(self._finish, entry, job)
         try:
             entry.reporter.check()
             self._store.start_job(job)
             entry.state = "running"
             _tell(loop, entry)
             result = work(entry.reporter)
-            finish(job, "succeeded", progress=entry.reporter.progress, result=result)
+            finish("succeeded", result=result)
         except Cancelled:
             if self._stopping:
-                finish(job, "failed", progress=entry.reporter.progress, error=RESTARTED)
+                finish("failed", error=RESTARTED)
             else:
-                finish(job, "cancelled", progress=entry.reporter.progress)
-        except JobError as error:
-            finish(job, "failed", progress=entry.reporter.progress, error={"code": error.code, "message": str(error)})
+                finish("cancelled")
+        except (JobError, ResourceError) as error:
+            finish("failed", error={"code": error.code, "message": str(error)})
         except Exception:
             log.exception("job %s failed", job)
             message = "The server failed while it ran this job; if it happens again, report the job's id."
-            finish(
-                job, "failed", progress=entry.reporter.progress, error={"code": "internal_error", "message": message}
-            )
+            finish("failed", error={"code": "internal_error", "message": message})
+
+    def _finish(
+        self,
+        entry: _Running,
+        job: str,
+        state: str,
+        result: Mapping[str, Any] | None = None,
+        error: Mapping[str, str] | None = None,
+    ) -> None:
+        """Store a job's outcome. A failure that cannot be stored is kept in memory, or nobody would learn of it."""
+        progress = entry.reporter.progress
+        try:
+            self._store.finish_job(job, state, progress=progress, result=result, error=error)
+        except Exception:
+            if state == "succeeded":
+                raise
+            log.exception("the end of job %s cannot be stored", job)
+            stored = self._store.job(entry.owner, job)
+            if stored is not None:
+                self._untold[job] = replace(stored, state=state, finished=time.time(), progress=progress, error=error)
+            while len(self._untold) > _UNTOLD:
+                self._untold.popitem(last=False)
 
 
 def _notify(entry: _Running) -> None:

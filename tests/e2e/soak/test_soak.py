@@ -1,0 +1,138 @@
+"""After 10,000 mixed requests the server process holds what it held after its warm-up; prints a table of it."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.soak import server
+from tests.e2e.soak.workload import KEYS, Workload
+
+REQUESTS = 10_000
+WARM_UP = 2_500
+BLOCK = 2_500
+AT_ONCE = 24
+OPTIONS = (
+    *("--port", "0", "--threads", "1", "--log-level", "error", "--max-running", "16", "--media-threads", "1"),
+    *("--api-key", ",".join(KEYS), "--feature-cache-bytes", "24MiB"),
+)
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What the idle server process holds."""
+
+    requests: int
+    rss: int
+    threads: int
+    files: int
+    sockets: int
+    tasks: int
+    objects: int
+    inflight: int
+
+    def row(self) -> str:
+        return (
+            f"{self.requests:>9,} {self.rss / 2**20:>9.1f} {self.threads:>8} {self.files:>6} {self.sockets:>8} "
+            f"{self.tasks:>6} {self.objects:>9,} {self.inflight:>9}"
+        )
+
+
+HEADER = " requests   RSS MiB  threads  files  sockets  tasks   objects  in flight"
+
+
+@asynccontextmanager
+async def served(folder: Path) -> AsyncIterator[tuple[subprocess.Popen[str], str]]:
+    command = [sys.executable, "-m", "tests.e2e.soak.server", *OPTIONS, "--data-dir", str(folder)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    root = Path(server.__file__).parents[3]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env, cwd=root)
+    try:
+        assert process.stdout is not None
+        line = next(line for line in process.stdout if line.startswith("covervlm serves "))
+        yield process, line.rpartition(" ")[2].strip()
+    finally:
+        process.terminate()
+        assert process.wait(120) == 0
+
+
+def gauges(text: str) -> dict[str, float]:
+    lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in lines}
+
+
+async def holdings(pid: int, url: str, requests: int) -> Holdings:
+    """Waits until nothing runs and all connections but this one are closed."""
+    headers = {"Authorization": f"Bearer {KEYS[0]}"}
+    async with httpx.AsyncClient(base_url=url, timeout=60, headers=headers) as client, asyncio.timeout(120):
+        while True:
+            seen = gauges((await client.get("/metrics")).text)
+            idle = not seen["covervlm_num_requests_running"] and not seen["covervlm_num_requests_waiting"]
+            links = [os.readlink(entry.path) for entry in _fds(pid)]
+            sockets = sum(link.startswith("socket:") for link in links)
+            counts = (await client.get("/debug/counts")).json()
+            if idle and seen["covervlm_http_requests_in_flight"] == 1 and sockets <= 5:
+                break
+            await asyncio.sleep(0.2)
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return Holdings(
+        requests,
+        rss=int(status["VmRSS"].split()[0]) * 1024,
+        threads=int(status["Threads"]),
+        files=len(links) - sockets,
+        sockets=sockets,
+        tasks=counts["tasks"],
+        objects=counts["objects"],
+        inflight=int(seen["covervlm_inflight_bytes"]),
+    )
+
+
+def _fds(pid: int) -> list[os.DirEntry[str]]:
+    return list(os.scandir(f"/proc/{pid}/fd"))
+
+
+async def send_all(url: str, numbers: range) -> Workload:
+    """All requests, AT_ONCE at a time, over connections that end with them."""
+    async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+        workload = Workload(client)
+        waiting = iter(numbers)
+
+        async def sender() -> None:
+            for number in waiting:
+                await workload.send(number)
+
+        await asyncio.gather(*(sender() for _ in range(AT_ONCE)))
+    return workload
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+async def test_ten_thousand_mixed_requests_leave_nothing_behind(tmp_path, capsys):
+    started, sent, rows = time.perf_counter(), 0, []
+    outcomes = None
+    async with served(tmp_path) as (process, url):
+        while sent < REQUESTS:
+            block = range(sent, sent + (WARM_UP if not sent else BLOCK))
+            done = (await send_all(url, block)).outcomes
+            outcomes = done if outcomes is None else outcomes + done
+            sent = block.stop
+            rows.append(await holdings(process.pid, url, sent))
+            with capsys.disabled():
+                print("\n".join([f"\n{HEADER}", rows[-1].row()] if len(rows) == 1 else [rows[-1].row()]), flush=True)
+    with capsys.disabled():
+        kinds = ", ".join(f"{count} {kind} {status}" for (kind, status), count in sorted(outcomes.items()))
+        print(f"{sent:,} requests in {time.perf_counter() - started:.0f} s: {kinds}")
+    warm, end = rows[0], rows[-1]
+    assert outcomes.total() == REQUESTS
+    assert end.rss <= 1.1 * warm.rss
+    assert end.threads <= warm.threads
+    assert (end.files, end.sockets, end.tasks, end.inflight) == (warm.files, warm.sockets, warm.tasks, warm.inflight)
+    assert end.objects <= 1.05 * warm.objects
