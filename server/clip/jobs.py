@@ -16,6 +16,9 @@ from covervlm.server.store import RESTARTED, Job, Store
 
 log = logging.getLogger(__name__)
 
+_UNTOLD = 1000
+"""How many outcomes that no disk would take are remembered."""
+
 
 class JobError(Exception):
     """A job cannot succeed; `code` and message are told to its owner."""
@@ -65,9 +68,6 @@ def encoding(report: Reporter, images: Sequence[object]) -> Callable[[int], None
     return lambda done: report(0.5 * done / len(images), phase="encoding", images=done)
 
 
-_UNTOLD = 1000
-"""How many outcomes that no disk would take are remembered."""
-
 Work = Callable[[Reporter], Mapping[str, Any] | None]
 """Runs in a thread. Returns the job's result, or None where it has stored that itself."""
 
@@ -114,9 +114,11 @@ class JobRunner:
     def get(self, owner: str, job: str) -> Job | None:
         """A job of this owner as it stands now."""
         stored = self._store.job(owner, job)
+        if stored is None or stored.finished is not None:
+            return stored
         entry = self._running.get(job)
-        if stored is None or entry is None or stored.finished is not None:
-            return stored if stored is None or stored.finished is not None else self._untold.get(job, stored)
+        if entry is None:
+            return self._untold.get(job, stored)
         return replace(stored, state=entry.state, progress=entry.reporter.progress)
 
     def list(self, owner: str) -> list[Job]:
