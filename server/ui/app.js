@@ -206,9 +206,23 @@ function showTimes(panel, { firstToken, total, promptTokens, image }) {
 
 function compare(pruned, full) {
   const tokens = `${pruned.promptTokens} prompt tokens instead of ${full.promptTokens}`;
-  const times = pruned.firstToken && full.firstToken;
-  const faster = times ? `, first token in ${(pruned.firstToken / full.firstToken).toFixed(2)} of the time` : "";
-  element("summary").textContent = tokens + faster + ".";
+  const both = pruned.firstToken !== null && full.firstToken !== null;
+  const times = both ? `, first token after ${milliseconds(pruned.firstToken)} instead of ${milliseconds(full.firstToken)}` : "";
+  addBars("Prompt tokens", pruned.promptTokens, full.promptTokens);
+  if (both) addBars("Time to first token", pruned.firstToken, full.firstToken);
+  element("summary").textContent = tokens + times + ".";
+}
+
+// A bar under a figure of each panel, on a common scale.
+function addBars(name, ...values) {
+  Object.values(panels).forEach((panel, number) => {
+    const entry = [...panel.querySelectorAll("dt")].find((dt) => dt.textContent === name);
+    const bar = Object.assign(document.createElement("progress"), { max: Math.max(...values), value: values[number] });
+    const place = document.createElement("dd");
+    place.setAttribute("aria-hidden", "true"); // the figure says it already
+    place.append(bar);
+    entry.nextElementSibling.after(place);
+  });
 }
 
 function milliseconds(value) {

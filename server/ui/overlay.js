@@ -14,8 +14,7 @@ export function draw(canvas, picture, kept) {
   context.drawImage(picture, 0, 0, canvas.width, canvas.height);
   if (!kept?.indices || !kept.grid) return;
 
-  const lit = new Path2D();
-  for (const [left, top, width, height] of patches(canvas.width / picture.naturalWidth, picture, kept)) lit.rect(left, top, width, height);
+  const [lit, outline] = paths(canvas.width / picture.naturalWidth, picture, kept);
   context.fillStyle = DIM;
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.save();
@@ -26,17 +25,31 @@ export function draw(canvas, picture, kept) {
   context.restore();
   context.strokeStyle = OUTLINE;
   context.lineWidth = 2;
-  context.stroke(lit);
+  context.lineCap = "square";
+  context.stroke(outline);
 }
 
-function* patches(scale, picture, { indices, grid, box }) {
+// The kept patches, and the line around them: no edge between two that touch.
+function paths(scale, picture, { indices, grid, box }) {
   const [rows, columns] = grid;
   const [left, top, right, bottom] = box ?? [0, 0, picture.naturalWidth, picture.naturalHeight];
-  const width = ((right - left) * scale) / columns;
-  const height = ((bottom - top) * scale) / rows;
+  const x = (column) => (left + ((right - left) * column) / columns) * scale;
+  const y = (row) => (top + ((bottom - top) * row) / rows) * scale;
+  const kept = new Set(indices);
+  const lit = new Path2D();
+  const outline = new Path2D();
+  const edge = (fromColumn, fromRow, toColumn, toRow) => {
+    outline.moveTo(x(fromColumn), y(fromRow));
+    outline.lineTo(x(toColumn), y(toRow));
+  };
   for (const index of indices) {
     const row = Math.floor(index / columns);
     const column = index % columns;
-    yield [left * scale + column * width, top * scale + row * height, width, height];
+    lit.rect(x(column), y(row), x(column + 1) - x(column), y(row + 1) - y(row));
+    if (!kept.has(index - columns)) edge(column, row, column + 1, row);
+    if (!kept.has(index + columns)) edge(column, row + 1, column + 1, row + 1);
+    if (column === 0 || !kept.has(index - 1)) edge(column, row, column, row + 1);
+    if (column === columns - 1 || !kept.has(index + 1)) edge(column + 1, row, column + 1, row + 1);
   }
+  return [lit, outline];
 }

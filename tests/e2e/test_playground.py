@@ -193,6 +193,34 @@ def test_an_example_is_previewed_asked_and_compared(page, url):
     assert page.text("#full .badge") == "576 of 576 tokens"
 
 
+def test_figures_of_both_answers_have_bars_on_one_scale(page, scripted):
+    page.open(scripted).previewed(64)
+    page.ask()
+    summary = page.summary()
+    bars = {panel: page.driver.find_elements(By.CSS_SELECTOR, f"#{panel} progress") for panel in ("pruned", "full")}
+    time, tokens = bars["pruned"]
+    assert (float(tokens.get_attribute("value")), float(tokens.get_attribute("max"))) == (74, 586)
+    assert tokens.get_attribute("max") == bars["full"][1].get_attribute("value")
+    times = [float(bars[panel][0].get_attribute("value")) for panel in ("pruned", "full")]
+    assert float(time.get_attribute("max")) == max(times)
+    shown = [page.times(panel)["Time to first token"] for panel in ("pruned", "full")]
+    assert summary == f"74 prompt tokens instead of 586, first token after {shown[0]} instead of {shown[1]}."
+
+
+def test_a_line_is_drawn_around_kept_patches_and_not_between_them(page, scripted):
+    page.open(scripted).previewed(64)
+    # Two full rows and 16 patches of the third, of 28 pixels each.
+    colors = page.driver.execute_script(
+        """
+        const context = document.querySelector("#pruned canvas").getContext("2d");
+        return arguments[0].map(([x, y]) => [...context.getImageData(x, y, 1, 1).data].slice(0, 3));
+        """,
+        [[28, 14], [14, 28], [28 * 16, 70], [28 * 20, 56], [14, 84]],
+    )
+    yellow = [color == [255, 210, 0] for color in colors]
+    assert yellow == [False, False, True, True, True]
+
+
 def test_the_lit_patches_are_the_ones_that_the_server_keeps(page, url, client):
     picture = "data:image/png;base64," + base64.b64encode(SCENE.path.read_bytes()).decode()
     content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": SCENE.question}]
