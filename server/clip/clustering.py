@@ -12,13 +12,14 @@ from torch.nn.functional import normalize
 from covervlm.server.clip.clusters import choose_clusters, kmeans, principal_plane, silhouette
 from covervlm.server.clip.prompt_tower import PromptTower
 from covervlm.server.clip.proxies import Progress, multi_map, multi_sub, nearest_words
+from covervlm.server.clip.wording import clearest, wordings
 
 Method = Literal["multi_map", "multi_sub", "clip_kmeans"]
 
 
 @dataclass(frozen=True)
 class ClusteringRequest:
-    """What to cluster by. `prompt` ends in `*`, the place of the word; empty takes the papers' wording."""
+    """What to cluster by. `prompt` ends in `*`, the place of the word; empty takes the clearest of a few wordings."""
 
     aspect: str
     words: tuple[str, ...]
@@ -29,10 +30,6 @@ class ClusteringRequest:
     seed: int = 0
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def full_prompt(self) -> str:
-        return self.prompt or f"{self.subject or 'object'} with a {self.aspect} of *"
-
 
 def cluster(
     hidden: Tensor,
@@ -40,13 +37,17 @@ def cluster(
     request: ClusteringRequest,
     prompt_tower: Callable[[str], PromptTower],
     progress: Progress,
+    *,
+    temperature: float,
 ) -> dict[str, Any]:
     """Cluster images: hidden (n, d_v) vision features before `projection` (d, d_v). Returns the job's result.
+
+    temperature: by which the model's cosines become probabilities.
 
     It holds nothing of a single image but its label and its place in the plot.
     """
     images = normalize(hidden @ projection.T, dim=1)
-    tower = prompt_tower(request.full_prompt)
+    tower = _tower(images, request, prompt_tower, temperature)
     references = tower.words(request.words)
     if request.method == "multi_map":
         concept = tower.words([request.aspect])[0]
@@ -59,15 +60,29 @@ def cluster(
     else:
         points, nearest = images, nearest_words(images, tower, references)
     count = request.clusters or choose_clusters(points, seed=request.seed)
-    labels = kmeans(points, count, seed=request.seed)
+    # Learned points are grouped by word already; k-means from random starts may find another aspect's groups in them.
+    groups = None if request.method == "clip_kmeans" else nearest
+    labels = kmeans(points, count, groups=groups, seed=request.seed)
     return {
         "labels": labels.tolist(),
         "clusters": _clusters(points, labels, nearest, request.words),
         "projection": [[round(float(x), 5) for x in row] for row in principal_plane(points)],
         "silhouette": round(silhouette(points, labels), 4) if count > 1 else None,
         **{k: v for k, v in asdict(request).items() if k not in ("clusters", "parameters")},
-        "prompt": request.full_prompt,
+        "prompt": tower.prompt,
     }
+
+
+def _tower(
+    images: Tensor, request: ClusteringRequest, prompt_tower: Callable[[str], PromptTower], temperature: float
+) -> PromptTower:
+    """The text tower for the request's prompt, or for the wording that suits images, words and model best."""
+    if request.prompt:
+        return prompt_tower(request.prompt)
+    towers = [prompt_tower(prompt) for prompt in wordings(request.aspect, request.subject)]
+    with torch.no_grad():
+        encoded = [tower.encode(tower.words(request.words)) for tower in towers]
+    return towers[clearest(images, encoded, temperature)]
 
 
 def _clusters(points: Tensor, labels: Tensor, nearest: Tensor, words: Sequence[str]) -> list[dict[str, Any]]:

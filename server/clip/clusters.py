@@ -6,18 +6,29 @@ from torch import Tensor
 _ROWS = 4096
 
 
-def kmeans(points: Tensor, clusters: int, *, seed: int = 0, restarts: int = 10, iterations: int = 300) -> Tensor:
+def kmeans(
+    points: Tensor,
+    clusters: int,
+    *,
+    groups: Tensor | None = None,
+    seed: int = 0,
+    restarts: int = 10,
+    iterations: int = 300,
+) -> Tensor:
     """Labels (n,) int64 of Lloyd's algorithm from k-means++ starts; the best of `restarts` by squared distance.
 
-    points: (n, d) float32, n >= clusters >= 1. Labels are numbered by falling size of their cluster.
+    points: (n, d) float32, n >= clusters >= 1. Labels are numbered by falling size of their cluster. groups: (n,) int64
+    is a guess at the clusters, e.g. each image's reference word; the largest of them then are where the only run
+    starts, which k-means++ completes where there are too few.
     """
     n = len(points)
     if not 1 <= clusters <= n:
         raise ValueError(f"cannot make {clusters} clusters of {n} points")
     generator = torch.Generator().manual_seed(seed)
+    known = points[:0] if groups is None else _largest_means(points, groups, clusters)
     best_labels, best_loss = torch.zeros(n, dtype=torch.int64), float("inf")
-    for _ in range(restarts):
-        centers = _spread_starts(points, clusters, generator)
+    for _ in range(restarts if groups is None else 1):
+        centers = _spread_starts(points, clusters, generator, known)
         loss = float("inf")
         for _ in range(iterations):
             distances, labels = _nearest(points, centers)
@@ -69,15 +80,25 @@ def principal_plane(points: Tensor) -> Tensor:
     return torch.nn.functional.pad(plane, (0, 2 - plane.shape[1]))
 
 
-def _spread_starts(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
-    """k-means++: each next centre drawn in proportion to the squared distance from those chosen."""
-    chosen = [int(torch.randint(len(points), (1,), generator=generator))]
-    distances = (points - points[chosen[0]]).square().sum(dim=1)
-    for _ in range(clusters - 1):
+def _spread_starts(points: Tensor, clusters: int, generator: torch.Generator, known: Tensor) -> Tensor:
+    """k-means++ after `known` (k, d): each next centre drawn in proportion to the squared distance to those before."""
+    centers = known
+    if not len(centers):
+        centers = points[torch.randint(len(points), (1,), generator=generator)]
+    distances, _ = _nearest(points, centers)
+    while len(centers) < clusters:
         weights = distances if bool(distances.sum() > 0) else torch.ones_like(distances)
-        chosen.append(int(torch.multinomial(weights.cpu(), 1, generator=generator)))
-        distances = torch.minimum(distances, (points - points[chosen[-1]]).square().sum(dim=1))
-    return points[chosen]
+        chosen = points[torch.multinomial(weights.cpu(), 1, generator=generator)]
+        centers = torch.cat([centers, chosen])
+        distances = torch.minimum(distances, (points - chosen).square().sum(dim=1))
+    return centers
+
+
+def _largest_means(points: Tensor, groups: Tensor, most: int) -> Tensor:
+    """The means of the largest groups, at most so many, the lowest number first among equals."""
+    sizes = torch.bincount(groups)
+    largest = sizes.argsort(descending=True, stable=True)[:most]
+    return torch.stack([points[groups == group].mean(dim=0) for group in largest if sizes[group]])
 
 
 def _nearest(points: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ class PromptTower:
     def __init__(self, model: Any, tokenizer: Any, prompt: str, *, padding_length: int | None) -> None:
         if not prompt.endswith("*") or prompt.count("*") != 1:
             raise ValueError("the prompt must end in '*', the place of the word")
+        self.prompt = prompt
         tokenizer = copy.deepcopy(tokenizer)
         self._tokenizer = tokenizer
         shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}

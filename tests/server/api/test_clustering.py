@@ -2,6 +2,7 @@
 
 import pytest
 
+from covervlm.server.clip.wording import wordings
 from covervlm.server.engines.base import EngineOverloaded, GenerationChunk
 from tests.server.api.clip_app import COLORS, SHAPES, clip_client, error, finished, noise, scenes, urls
 from tests.server.api.scripted import ScriptedEngine
@@ -30,6 +31,15 @@ def agreement(labels: list[int], truth: list[str]) -> float:
     return sum((labels[i] == labels[j]) == (truth[i] == truth[j]) for i, j in pairs) / len(pairs)
 
 
+def test_without_a_prompt_the_wording_is_chosen_and_serves_both_aspects(client):
+    pictures = scenes(24)
+    for aspect, words in (("shape", SHAPES), ("color", COLORS)):
+        result = run(client, images=urls(24), aspect=aspect, words=words, clusters=8)["result"]
+        truth = [getattr(scene.objects[0], aspect) for scene in pictures]
+        assert agreement(result["labels"], truth) > 0.85
+        assert result["prompt"] in wordings(aspect, "")
+
+
 @pytest.mark.parametrize("method", ["multi_map", "multi_sub"])
 def test_the_aspect_decides_what_the_clusters_show(client, method):
     pictures = scenes(24)
@@ -54,7 +64,7 @@ def test_without_a_number_the_silhouette_chooses(client):
     result = run(client, images=urls(12), aspect="color", words=COLORS, method="clip_kmeans")["result"]
     assert 2 <= len(result["clusters"]) <= 12
     assert -1 <= result["silhouette"] <= 1
-    assert result["prompt"] == "object with a color of *"
+    assert result["prompt"] in wordings("color", "")
 
 
 def test_words_are_asked_from_the_served_model_and_shown(client, engine):
@@ -65,7 +75,7 @@ def test_words_are_asked_from_the_served_model_and_shown(client, engine):
     result = run(client, images=urls(8), aspect="color", subject="fruit", clusters=3)["result"]
     assert result["words"] == ["red", "green", "blue", "yellow"]
     assert result["words_from"] == "model"
-    assert result["prompt"] == "fruit with a color of *"
+    assert result["prompt"] in wordings("color", "fruit")
     question = engine.requests[-1].messages[0].text
     assert "color of fruit" in question
     assert engine.requests[-1].images == ()

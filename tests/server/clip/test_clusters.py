@@ -44,6 +44,25 @@ def test_kmeans_repeats_and_serves_degenerate_points():
         kmeans(torch.ones(4, 2), 5)
 
 
+def test_kmeans_from_groups_ends_at_the_optimum_beside_them_not_at_the_lowest():
+    # Two aspects: x spreads wider than y, so any start finds the left and the right half, but groups by y lead to y.
+    generator = torch.Generator().manual_seed(0)
+    left, up = torch.randint(2, (400,), generator=generator), torch.randint(2, (400,), generator=generator)
+    points = torch.stack([3.0 * left, 2.5 * up], dim=1) + 0.1 * torch.randn(400, 2, generator=generator)
+    assert same_partition(kmeans(points, 2), left)
+    mistaken = torch.where(torch.rand(400, generator=generator) < 0.1, 1 - up, up)
+    assert same_partition(kmeans(points, 2, groups=mistaken), up)
+
+
+def test_kmeans_takes_the_largest_groups_and_completes_too_few():
+    points, labels = blobs(5)
+    merged = torch.tensor([0, 0, 7, 7, 3])[labels]  # three groups, and numbers that are not used
+    assert same_partition(kmeans(points, 5, groups=merged), labels)
+    near = kmeans(points, 2, groups=torch.tensor([4, 4, 4, 2, 0])[labels])
+    assert near.unique().tolist() == [0, 1]
+    assert torch.equal(near, kmeans(points, 2, groups=torch.tensor([4, 4, 4, 2, 0])[labels], seed=9))
+
+
 def test_silhouette_is_the_textbook_one():
     points = torch.randn(30, 3, generator=torch.Generator().manual_seed(1))
     labels = torch.tensor([0] * 12 + [1] * 9 + [2] * 8 + [3])
