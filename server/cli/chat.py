@@ -1,6 +1,7 @@
 """Talk with a model about a picture; answers stream in as they are made.
 
-Without a QUESTION it is a conversation; Ctrl-D or /quit ends it. Examples:
+Without a QUESTION it is a conversation; Ctrl-D or /quit ends it. The built-in demo model was taught single questions
+only, and is asked each on its own. Examples:
 
     covervlm chat photo.jpg
     covervlm chat photo.jpg "What color is the bus?" --keep 64
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-tokens", type=count, metavar="N", help="longest answer (default: what the context has room for)"
     )
     parser.add_argument("--temperature", type=float, metavar="T", default=0.0, help="0 is greedy (default: 0)")
+    parser.add_argument("--forget", action="store_true", help="ask every question without those before it")
     parser.add_argument("--json", action="store_true", help="print each answer as a line of JSON")
     add_server_arguments(parser)
 
@@ -44,7 +46,8 @@ def run(arguments: argparse.Namespace) -> None:
     picture = None if arguments.image is None else _read(arguments.image)
     sampling = {"max_tokens": arguments.max_tokens, "temperature": arguments.temperature}
     with asked_server(arguments) as client:
-        talk = Conversation(client, budget_of(arguments) | sampling, arguments.json, picture)
+        forgets = arguments.forget or client.models()[0].id == "demo"
+        talk = Conversation(client, budget_of(arguments) | sampling, arguments.json, forgets, picture)
         if arguments.question is not None:
             talk.ask(arguments.question)
         else:
@@ -58,6 +61,7 @@ class Conversation:
     client: Client
     options: dict[str, Any]
     as_json: bool
+    forgets: bool
     picture: bytes | None
     messages: list[Message] = field(default_factory=list)
 
@@ -73,7 +77,8 @@ class Conversation:
                     first, piece = time.perf_counter() - start, piece.lstrip()
                 if not self.as_json:
                     print(piece, end="", flush=True)
-        self.messages = [*asked, assistant(stream.answer.text)]
+        if not self.forgets:
+            self.messages = [*asked, assistant(stream.answer.text)]
         self._report(stream.answer, first)
 
     def follow(self, command: str) -> bool:

@@ -18,8 +18,8 @@ FIRST_SCENE = FIRST_SEED["tests"]
 
 
 @pytest.fixture(scope="session")
-def url() -> Iterator[str]:
-    with live_server(create_app(Settings(threads=1))) as url:
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with live_server(create_app(Settings(threads=1, data_dir=tmp_path_factory.mktemp("data")))) as url:
         yield url
 
 

@@ -48,8 +48,8 @@ def served_engine() -> ScriptedEngine:
 
 @pytest.fixture(scope="session")
 def served(served_engine: ScriptedEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A live server with the demo CLIP over a scripted engine."""
-    settings = Settings(data_dir=tmp_path_factory.mktemp("data"), threads=1)
+    """A live server with the demo CLIP over a scripted engine that is called "scripted"."""
+    settings = Settings(data_dir=tmp_path_factory.mktemp("data"), threads=1, served_model_name="scripted")
     with live_server(create_app(settings, served_engine)) as url:
         yield url
 

@@ -23,7 +23,7 @@ def test_every_row_has_its_budget_and_its_requests(served, engine, report):
     rows = [(row["keep_tokens"], row["concurrency"], row["answered"], row["failed"]) for row in document["rows"]]
     assert rows == [(keep, at_once, 4, 0) for at_once in (1, 3) for keep in (None, 64, 5)]
     assert [row["prompt_tokens"] for row in document["rows"]] == [586, 74, 15] * 2
-    assert document["model"] == "demo"
+    assert document["model"] == "scripted"
     measured = engine.requests[3 * bench.WARM_UP :]
     assert len(measured) == 24
     budgets = [(r.pruning.method, r.pruning.keep_tokens) for r in measured]

@@ -92,6 +92,17 @@ def test_lines_are_a_conversation_with_the_picture_in_its_first_message(served, 
     assert policies == [("mmtok", None, None)] * 2 + [("uniform", 5, None), ("uniform", None, 1.0)]
 
 
+@pytest.mark.parametrize("demo", [False, True])
+def test_questions_are_asked_on_their_own_where_that_is_wanted_and_of_the_demo(
+    served, say, scripted, typed, run, photo, demo
+):
+    requests = scripted.requests if demo else say("a red circle", "a red circle")
+    typed("What is it?", "Which color?")
+    where = [] if demo else ["--url", served, "--forget"]
+    assert run("chat", *where, photo) == (0, "a red circle\na red circle\n", "")
+    assert [(len(request.messages), len(request.images)) for request in requests] == [(1, 1), (1, 1)]
+
+
 def test_another_picture_begins_anew(served, say, typed, run, photo, folder):
     requests = say("a circle", "a star")
     typed("What is it?", f"/image {folder}/00.png", "And this?")
