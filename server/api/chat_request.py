@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import with_info_after_validator_function
 
-from covervlm.server.api.errors import UNSUPPORTED_PARAMETER
+from covervlm.server.api.errors import UNSUPPORTED_PARAMETER, printable
 from covervlm.server.api.pruning_policy import VisionPruning
 from covervlm.server.engines.base import SamplingParams
 
@@ -77,7 +77,7 @@ class RefusalContent(Wire):
 class ImageURL(Wire):
     """A base64 data URL, bare base64, or an http(s) URL; `detail` is accepted and changes nothing."""
 
-    url: str
+    url: Text
     detail: Literal["auto", "low", "high", "original"] | None = None
 
 
@@ -90,7 +90,7 @@ class ImageContent(Wire):
 class VideoURL(Wire):
     """A clip as its frames, data:video/jpeg;base64,FRAME,FRAME,... (vLLM's form); `fps`: frames to a second, else 2."""
 
-    url: str
+    url: Text
     fps: Annotated[float, Field(ge=0.01, le=1000, allow_inf_nan=False)] | None = None
 
 
@@ -104,7 +104,7 @@ def _known_part(part: Any) -> Any:
     kind = part.get("type") if isinstance(part, dict) else None
     if isinstance(kind, str) and kind not in ("text", "image_url", "video_url", "refusal"):
         message = "Content parts of type '{type}' are not supported; use 'text', 'image_url' or 'video_url'."
-        raise PydanticCustomError(UNSUPPORTED_PARAMETER, message, {"type": kind[:40]})
+        raise PydanticCustomError(UNSUPPORTED_PARAMETER, message, {"type": printable(kind[:40])})
     return part
 
 

@@ -36,12 +36,12 @@ class ClusteringBody(Wire):
     word is learned; it ends in `*`. Without `clusters`, the number is chosen by silhouette.
     """
 
-    model: str | None = None
+    model: Text | None = None
     images: Annotated[list[ImageInput], Field(min_length=2, max_length=100_000)]
     aspect: Word
     subject: Annotated[Text, Field(max_length=100)] = ""
     words: Annotated[list[Word], Field(min_length=2, max_length=1000)] | None = None
-    prompt: Annotated[str, Field(pattern=r"^[^*]*\S[^*]*\*$", max_length=300)] | None = None
+    prompt: Annotated[Text, Field(pattern=r"^[^*]*\S[^*]*\*$", max_length=300)] | None = None
     clusters: Annotated[int, Field(ge=2, le=1000)] | None = None
     method: Literal["multi_map", "multi_sub", "clip_kmeans"] = "multi_map"
     parameters: MultiMapParameters | None = None

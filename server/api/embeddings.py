@@ -27,7 +27,7 @@ def _as_list(value: Any) -> Any:
 class EmbeddingRequest(Wire):
     """OpenAI's body; beside strings, `input` takes image_url and text parts, alone or in a list."""
 
-    model: str | None = None
+    model: Text | None = None
     input: Annotated[list[Input], BeforeValidator(_as_list), Field(min_length=1, max_length=2048)]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None

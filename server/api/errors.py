@@ -70,7 +70,7 @@ def failure(
 ) -> Failure:
     """A failure with the type that OpenAI's API gives this status."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    detail = ErrorDetail(message=_printable(message), type=kind, param=param and _printable(param), code=code)
+    detail = ErrorDetail(message=printable(message), type=kind, param=param and printable(param), code=code)
     return Failure(status, detail, headers or {})
 
 
@@ -171,6 +171,6 @@ def parameter_name(location: Sequence[str | int], body: Any) -> str | None:
     return name[:200] or None
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text that can be sent as UTF-8, whatever the request smuggled into it."""
     return text.encode("utf-8", "replace").decode("utf-8")

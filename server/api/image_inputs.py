@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from PIL.Image import Image
 
-from covervlm.server.api.chat_request import ImageContent
+from covervlm.server.api.chat_request import ImageContent, Text
 from covervlm.server.engines.base import InvalidRequest
 from covervlm.server.media import ImageLoader
 
-ImageInput = str | ImageContent
+ImageInput = Text | ImageContent
 """A base64 data URL, bare base64, or {"type": "image_url", "image_url": {"url": ...}}."""
 
 _AT_ONCE = 16

@@ -31,11 +31,11 @@ MOST_LABELS = 100_000
 class ClassifyRequest(Wire):
     """Images, and either class names (with templates, if not the built-in seven) or a classifier's name."""
 
-    model: str | None = None
+    model: Text | None = None
     images: Annotated[list[ImageInput], Field(min_length=1, max_length=2048)]
     classes: Classes | None = None
     templates: Templates | None = None
-    classifier: str | None = None
+    classifier: Text | None = None
     top: Annotated[int, Field(ge=1, le=10_000)] = 5
 
     @model_validator(mode="after")
@@ -94,13 +94,13 @@ class ClassifierRequest(Wire):
     `embeddings` is a .npy or .safetensors file in base64; `uploads` are ids from POST /v1/zero_shot/embeddings.
     """
 
-    model: str | None = None
+    model: Text | None = None
     name: Name
     classes: Classes
     templates: Templates | None = None
     images: Annotated[list[ImageInput], Field(max_length=100_000)] = Field(default_factory=list)
-    embeddings: str | None = None
-    uploads: list[str] = Field(default_factory=list)
+    embeddings: Text | None = None
+    uploads: list[Text] = Field(default_factory=list)
     parameters: FitParameters = FitParameters()
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from fastapi import APIRouter, Header, Request, Response
 from pydantic import BaseModel, Field, model_validator
 
-from covervlm.server.api.chat_request import Wire
+from covervlm.server.api.chat_request import Text, Wire
 from covervlm.server.api.embeddings import check_model
 from covervlm.server.api.errors import RESPONSES
 from covervlm.server.api.image_inputs import ImageInput, load_images
@@ -41,7 +41,7 @@ class StreamParameters(Wire):
 class SessionRequest(Wire):
     """`horizon` is the expected number of images: trust in what is learned grows until then and stays from there."""
 
-    model: str | None = None
+    model: Text | None = None
     classes: Classes
     templates: Templates | None = None
     horizon: Annotated[int, Field(ge=1, le=10**12)]

@@ -2,12 +2,13 @@
 
 import io
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from pydantic_core import from_json
 from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -27,11 +28,7 @@ class BadTensors(InvalidRequest):
 def read_embeddings(data: bytes, dimensions: int) -> Tensor:
     """A .npy array or a .safetensors file with one tensor, as (n, dimensions) float32 with rows of unit length."""
     if data[:6] == b"\x93NUMPY":
-        try:
-            array = np.load(io.BytesIO(data), allow_pickle=False)
-            rows = torch.from_numpy(np.ascontiguousarray(array))
-        except (ValueError, TypeError, EOFError, OSError):
-            raise BadTensors("The .npy file cannot be read as an array of floats.") from None
+        rows = _read_npy(data)
     else:
         tensors, _ = unpack(data)
         if len(tensors) != 1:
@@ -40,6 +37,23 @@ def read_embeddings(data: bytes, dimensions: int) -> Tensor:
     if rows.ndim != 2 or rows.dtype not in _FLOATS:
         raise BadTensors("Embeddings must be a two-dimensional array of floats: images times dimensions.")
     return check_embeddings(rows.float(), dimensions)
+
+
+def _read_npy(data: bytes) -> Tensor:
+    """The array of a .npy file whose header promises no more than there is: numpy makes room by the header's word."""
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+        if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+            raise BadTensors("The .npy file does not hold the array that its header describes.")
+        return torch.from_numpy(np.ascontiguousarray(np.load(io.BytesIO(data), allow_pickle=False)))
+    except BadTensors:
+        raise
+    except Exception:
+        # Headers are parsed as Python: besides ValueError, they bring on RecursionError, MemoryError, TokenError, ...
+        raise BadTensors("The .npy file cannot be read as an array of floats.") from None
 
 
 def check_embeddings(rows: Tensor, dimensions: int) -> Tensor:
@@ -65,9 +79,12 @@ def unpack(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and `about` of a safetensors file; `about` is empty where the file was made elsewhere."""
     try:
         tensors = load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        about = json.loads(header.get("__metadata__", {}).get("covervlm", "{}"))
-    except (SafetensorError, ValueError, TypeError, AttributeError, OverflowError, KeyError):
+        header = from_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        # Half surrogate pairs, deep nesting and infinity can be read by json.loads, but not sent to anybody again.
+        about = from_json(header.get("__metadata__", {}).get("covervlm", "{}"))
+        json.dumps(about, allow_nan=False)
+    except Exception:
+        # Not all that the parsers raise on damaged bytes is documented.
         raise BadTensors("The data is neither a .npy nor a .safetensors file, or it is damaged.") from None
     if not isinstance(about, dict):
         raise BadTensors("The file's metadata is damaged.")
