@@ -195,7 +195,7 @@ class ChatCompletionRequest(Wire):
     # vLLM's extensions
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] | None = None
     ignore_eos: bool | None = None
 
     # Accepted for compatibility: they label or hint, and change no answer.

@@ -15,6 +15,10 @@ from transformers import (
 from covervlm.server.engines.base import SamplingParams
 
 
+GREEDY_BELOW = 1e-5
+"""Smaller temperatures are 0, as in vLLM: logits divided by them would not be finite."""
+
+
 class OccurrencePenalty(LogitsProcessor):
     """OpenAI's presence and frequency penalties: subtract from the logits of tokens generated so far.
 
@@ -40,7 +44,7 @@ class Sampler:
     """
 
     def __init__(self, params: SamplingParams, prompt_ids: tuple[int, ...], choice: int) -> None:
-        self.greedy = params.temperature == 0
+        self.greedy = params.temperature < GREEDY_BELOW
         self._processors = _processors(params, len(prompt_ids))
         self._ids = list(prompt_ids)
         self._generator = torch.Generator()
@@ -74,7 +78,7 @@ def _processors(params: SamplingParams, prompt_length: int) -> LogitsProcessorLi
         chain.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
     if params.presence_penalty or params.frequency_penalty:
         chain.append(OccurrencePenalty(prompt_length, params.presence_penalty, params.frequency_penalty))
-    if params.temperature == 0:
+    if params.temperature < GREEDY_BELOW:
         return chain
     if params.temperature != 1:
         chain.append(TemperatureLogitsWarper(params.temperature))
