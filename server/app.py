@@ -22,7 +22,7 @@ from covervlm.server.api.metrics import Metrics
 from covervlm.server.api.prepare import Preparation
 from covervlm.server.clip.registry import build_clip, build_words
 from covervlm.server.engines.base import Engine
-from covervlm.server.engines.registry import build_engine
+from covervlm.server.engines.registry import build_engine, startup_failures
 from covervlm.server.fetch import Fetcher, FetchLimits
 from covervlm.server.inflight import InFlight
 from covervlm.server.media import ImageLimits, ImageLoader
@@ -48,12 +48,18 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         folder=settings.allowed_media_dir,
     )
 
+    async def start() -> None:
+        """Load what the settings name, once. Raises StartupError."""
+        if not engine.ready:
+            with startup_failures(f"cannot load the model {settings.model!r}"):
+                await engine.start()
+        if clip_service is not None and (settings.clip_model != "auto" or settings.data_dir is not None):
+            with startup_failures(f"cannot serve the CLIP model {clip_service.name!r}"):
+                await clip_service.start()
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        if not engine.ready:
-            await engine.start()
-        if clip_service is not None and settings.clip_model != "auto":
-            await clip_service.start()
+        await start()
         try:
             yield
         finally:
@@ -71,6 +77,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         docs_url=None,
         redoc_url=None,
     )
+    app.state.start = start
     errors.install(app)
     app.state.drain = Drain()
     # The one added last is outermost.

@@ -17,8 +17,8 @@ from covervlm.server.api.draining import Drain
 from covervlm.server.app import create_app
 from covervlm.server.connection import Connection
 from covervlm.server.demo import example_scenes
-from covervlm.server.engines.registry import StartupError, start_engine
-from covervlm.server.settings import Settings
+from covervlm.server.engines.registry import StartupError, build_engine
+from covervlm.server.settings import Settings, SettingsError
 
 
 class Server(uvicorn.Server):
@@ -57,11 +57,18 @@ async def serve(settings: Settings) -> None:
     logging.getLogger("covervlm").setLevel(settings.log_level.upper())
     disable_created_metrics()  # a second series beside every counter, which no dashboard reads
     listener = _bind(settings)
-    engine = await start_engine(settings)
+    engine = build_engine(settings)
     app = create_app(settings, engine)
-    scheme = "https" if settings.ssl_certfile else "http"
-    message = banner(settings, _url(listener, scheme))
-    await Server(server_config(app, settings), message, app.state.drain, settings.drain_seconds).serve([listener])
+    config = server_config(app, settings)
+    _load_certificate(config)
+    # Last, because it takes longest: all that is wrong elsewhere should be known by now.
+    try:
+        await app.state.start()
+    except StartupError:
+        await engine.stop()
+        raise
+    message = banner(settings, _url(listener, "https" if config.is_ssl else "http"))
+    await Server(config, message, app.state.drain, settings.drain_seconds).serve([listener])
 
 
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
@@ -119,6 +126,15 @@ def _bind(settings: Settings) -> socket.socket:
         place = f"{settings.host} port {settings.port}"
         raise StartupError(f"cannot listen on {place}: {error.strerror or error}") from None
     return listener
+
+
+def _load_certificate(config: uvicorn.Config) -> None:
+    try:
+        config.load()
+    except OSError as error:  # ssl.SSLError among them
+        reason = error.strerror or error
+        key = f", ssl_keyfile {config.ssl_keyfile}" if config.ssl_keyfile else ""
+        raise SettingsError(f"ssl_certfile {config.ssl_certfile}{key}: {reason}") from None
 
 
 def _url(listener: socket.socket, scheme: str) -> str:

@@ -41,9 +41,15 @@ class ClipEncoder:
             raise ValueError(f"{path} is no CLIP or SigLIP checkpoint: it is a {config.model_type!r} model")
         if config.model_type == "siglip2":
             raise ValueError(f"{path} takes images of any shape (SigLIP 2 NaFlex), which is not supported")
-        model = AutoModel.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
+        model, loading = AutoModel.from_pretrained(
+            path,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
+        if missing := sorted(loading["missing_keys"]):
+            raise ValueError(f"{path}: {len(missing)} weights of the model are missing, e.g. {missing[0]}")
         if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
             raise ValueError(f"{path} is no CLIP or SigLIP checkpoint: it does not embed images and texts alike")
         if device == "auto":

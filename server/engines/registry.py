@@ -1,7 +1,8 @@
 """Every engine by name; an engine's module, and torch with it, is imported when the engine is built."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -87,14 +88,21 @@ def _automatic(settings: Settings) -> str:
 async def start_engine(settings: Settings) -> Engine:
     """The engine that the settings ask for, ready for requests. Raises SettingsError or StartupError."""
     engine = build_engine(settings)
-    try:
+    with startup_failures(f"cannot load the model {settings.model!r}"):
         await engine.start()
+    return engine
+
+
+@contextmanager
+def startup_failures(what: str) -> Iterator[None]:
+    """Turns whatever goes wrong inside into a StartupError of one line."""
+    try:
+        yield
     except Exception as error:
         # Checkpoints, devices and memory fail in many ways; the first line says which, the traceback helps a developer.
-        log.debug("the engine did not start", exc_info=error)
+        log.debug("%s", what, exc_info=error)
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise StartupError(f"cannot load the model {settings.model!r}: {reason}") from None
-    return engine
+        raise StartupError(f"{what}: {reason}") from None
 
 
 def _model_path(settings: Settings) -> str:

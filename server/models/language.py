@@ -12,13 +12,20 @@ from covervlm.server.models.registry import Checkpoint
 
 
 def load_model(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's model on its device, in evaluation mode; safetensors only."""
-    model: Any = AutoModelForImageTextToText.from_pretrained(
+    """The checkpoint's model on its device, in evaluation mode; safetensors only.
+
+    OSError where weights are missing, which transformers would make up.
+    """
+    model: Any
+    model, loading = AutoModelForImageTextToText.from_pretrained(
         checkpoint.path,
         dtype=checkpoint.resolved_dtype(),
         use_safetensors=True,
         trust_remote_code=checkpoint.trust_remote_code,
+        output_loading_info=True,
     )
+    if missing := sorted(loading["missing_keys"]):
+        raise OSError(f"{checkpoint.path}: {len(missing)} weights of the model are missing, e.g. {missing[0]}")
     return model.to(checkpoint.resolved_device()).eval()
 
 
