@@ -14,7 +14,6 @@ from transformers import (
 
 from covervlm.server.engines.base import SamplingParams
 
-
 GREEDY_BELOW = 1e-5
 """Smaller temperatures are 0, as in vLLM: logits divided by them would not be finite."""
 

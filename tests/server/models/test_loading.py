@@ -46,7 +46,7 @@ def test_pickled_weights_are_not_read(folder):
 def test_weights_cut_off(folder):
     data = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(data[: len(data) // 2])
-    with pytest.raises(Exception, match="incomplete|deserializ"):
+    with pytest.raises(Exception, match=r"incomplete|deserializ"):
         load_adapter(Checkpoint(folder))
 
 
