@@ -47,10 +47,8 @@ def _read_npy(data: bytes) -> Tensor:
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(file)
         if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
-            raise BadTensors("The .npy file does not hold the array that its header describes.")
+            raise ValueError("not the array that the header describes")
         return torch.from_numpy(np.ascontiguousarray(np.load(io.BytesIO(data), allow_pickle=False)))
-    except BadTensors:
-        raise
     except Exception:
         # Headers are parsed as Python: besides ValueError, they bring on RecursionError, MemoryError, TokenError, ...
         raise BadTensors("The .npy file cannot be read as an array of floats.") from None
