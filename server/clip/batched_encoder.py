@@ -18,6 +18,7 @@ from covervlm.server.engines.base import InvalidRequest
 
 _CACHED_CLASS_LISTS = 16
 _TEXTS_AT_ONCE = 64
+_MOST_PROMPTS = 100_000
 _JOB_BATCH = 16
 
 
@@ -78,6 +79,9 @@ class BatchedEncoder:
             check_templates(templates)
         except ValueError as error:
             raise _invalid(error, "templates") from None
+        if len(names) * len(templates) > _MOST_PROMPTS:
+            message = f"Classes times templates may be {_MOST_PROMPTS} at most."
+            raise InvalidRequest(message, param="templates", code="invalid_value")
         key = (tuple(names), tuple(templates))
         if key not in self._proxies:
             rows, _ = await self.texts(prompts(names, templates), param=lambda i: f"classes[{i // len(templates)}]")

@@ -16,8 +16,12 @@ from covervlm.server.clip.jobs import JobError, JobRunner, Reporter, Work, encod
 from covervlm.server.clip.quotas import Quotas, name_taken
 from covervlm.server.clip.tensors import BadTensors, read_embeddings
 from covervlm.server.clip.uploads import Uploads
+from covervlm.server.engines.base import InvalidRequest
 from covervlm.server.resources import Conflict, NotFound
 from covervlm.server.store import Classifier, Job, NameTaken, Store
+
+MOST_SCORES = 2**29
+"""Images times classes of one fit, which takes four bytes for each: 2 GiB."""
 
 
 class Classifiers:
@@ -51,6 +55,9 @@ class Classifiers:
         parts = [self._uploads.get(owner, upload) for upload in uploads]
         if embeddings is not None:
             parts.append(await asyncio.to_thread(read_embeddings, embeddings, self._encoder.dimensions))
+        if (len(images) + sum(map(len, parts))) * len(classes) > MOST_SCORES:
+            message = f"Images times classes may be {MOST_SCORES} at most; learn from fewer images."
+            raise InvalidRequest(message, param="images", code="invalid_value")
         text = await self._batched.class_proxies(classes, templates)
         about = {"classes": list(classes), "templates": list(templates), "parameters": dict(parameters)}
 

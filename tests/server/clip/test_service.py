@@ -8,6 +8,7 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
+from covervlm.server.clip import classifiers
 from covervlm.server.clip.encoder import ClipEncoder
 from covervlm.server.clip.quotas import Quotas
 from covervlm.server.clip.registry import build_clip
@@ -15,7 +16,7 @@ from covervlm.server.clip.service import ClipService
 from covervlm.server.clip.sessions import SnapshotInterval
 from covervlm.server.clip.templates import ENSEMBLE
 from covervlm.server.demo import clip_path
-from covervlm.server.engines.base import EngineUnavailable
+from covervlm.server.engines.base import EngineUnavailable, InvalidRequest
 from covervlm.server.resources import QuotaExceeded
 from covervlm.server.settings import Settings
 from tests.server.api.scripted import ScriptedEngine
@@ -153,6 +154,16 @@ async def test_uploads_are_limited(service):
     await service.upload("you", npy(30))
     service.uploads.remove("me", upload)
     await service.upload("me", npy(30))
+
+
+async def test_fits_and_prompts_beyond_memory_are_refused_before_any_work(service, monkeypatch):
+    monkeypatch.setattr(classifiers, "MOST_SCORES", 2)
+    with pytest.raises(InvalidRequest, match="fewer images"):
+        await fit(service, "me", "one")
+    assert service.store.jobs("me") == []
+    many = [f"class {i}" for i in range(1001)]
+    with pytest.raises(InvalidRequest, match="times templates"):
+        await service.batched.class_proxies(many, ["{} " + str(i) for i in range(100)])
 
 
 async def test_class_proxies_are_computed_once_and_as_the_encoder_does(service, monkeypatch):
