@@ -101,6 +101,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         metrics=metrics,
         max_body_bytes=int(settings.max_body_bytes),
         receive_timeout=settings.receive_timeout,
+        keeps_content=settings.log_content,
     )
     adaptive_budget = _adaptive_budget(settings)
     if adaptive_budget is not None:

@@ -7,18 +7,22 @@ import logging
 import shlex
 import signal
 import socket
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 
+from covervlm.server import logs
 from covervlm.server.api.draining import Drain
 from covervlm.server.app import create_app
 from covervlm.server.connection import Connection
 from covervlm.server.demo import example_scenes
 from covervlm.server.engines.registry import StartupError, build_engine
 from covervlm.server.settings import Settings, SettingsError
+
+log = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
@@ -28,16 +32,16 @@ class Server(uvicorn.Server):
     listening, lets running requests end, and exits with 0. SIGINT, or another SIGTERM, ends the drain at once.
     """
 
-    def __init__(self, config: uvicorn.Config, banner: str, drain: Drain, drain_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, greet: Callable[[], None], drain: Drain, drain_seconds: float) -> None:
         super().__init__(config)
-        self._banner = banner
+        self._greet = greet
         self._drain = drain
         self._drain_seconds = drain_seconds
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        print(self._banner, flush=True)
+        self._greet()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """In the main thread, between any two instructions."""
@@ -53,8 +57,7 @@ class Server(uvicorn.Server):
 
 async def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises SettingsError or StartupError where that cannot begin."""
-    logging.basicConfig(format="%(levelname)s:     %(name)s: %(message)s")
-    logging.getLogger("covervlm").setLevel(settings.log_level.upper())
+    logs.configure(settings.log_level, settings.log_format, content=settings.log_content)
     disable_created_metrics()  # a second series beside every counter, which no dashboard reads
     listener = _bind(settings)
     engine = build_engine(settings)
@@ -67,8 +70,8 @@ async def serve(settings: Settings) -> None:
     except StartupError:
         await engine.stop()
         raise
-    message = banner(settings, _url(listener, "https" if config.is_ssl else "http"))
-    await Server(config, message, app.state.drain, settings.drain_seconds).serve([listener])
+    greet = functools.partial(_greet, settings, _url(listener, "https" if config.is_ssl else "http"))
+    await Server(config, greet, app.state.drain, settings.drain_seconds).serve([listener])
 
 
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
@@ -82,11 +85,21 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         ws="none",
         log_level=settings.log_level,
         server_header=False,
+        log_config=None,
+        access_log=False,
         timeout_graceful_shutdown=settings.shutdown_timeout,
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
         ssl_keyfile_password=password.get_secret_value() if password else None,
     )
+
+
+def _greet(settings: Settings, url: str) -> None:
+    """Tell people, or where machines read the log, the log."""
+    if settings.log_format == "json":
+        log.info("covervlm serves %s on %s", settings.model_name, url)
+    else:
+        print(banner(settings, url), flush=True)
 
 
 def banner(settings: Settings, url: str) -> str:

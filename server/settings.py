@@ -86,6 +86,10 @@ class Settings(BaseSettings):
     ssl_keyfile: Path | None = Field(default=None, description="the certificate's private key, if not in its file")
     ssl_keyfile_password: SecretStr | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = Field(default="text", description="lines for people, or a JSON object each")
+    log_content: bool = Field(
+        default=False, description="write questions and all texts of exceptions into the log; by default neither"
+    )
 
     api_key: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),

@@ -96,6 +96,7 @@ class Answer:
                         yield text
         except Exception as error:
             failure = describe(error, self._prepared.request.request_id)
+            self._metrics.failed(failure.detail.code)
             yield event(json.dumps(failure.body))
             return
         self._metrics.done()

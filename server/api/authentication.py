@@ -6,7 +6,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from covervlm.server.access import Callers, Keys, RateLimited, configured, hashed
-from covervlm.server.api.errors import describe, failure
+from covervlm.server.api.errors import describe, failure, respond
 from covervlm.server.store import ANONYMOUS
 
 PROBES = ("/health", "/ready")
@@ -45,7 +45,7 @@ class Authentication:
             with self._callers[owner].request():
                 await self._app(scope, receive, send)
         except RateLimited as error:
-            await describe(error, scope["state"].get("request_id", "")).response()(scope, receive, send)
+            await respond(describe(error, scope["state"]["request_id"]), scope)(scope, receive, send)
 
 
 def _is_open(method: str, path: str) -> bool:
@@ -59,4 +59,4 @@ async def _refuse(what: str, scope: Scope, receive: Receive, send: Send) -> None
         code="invalid_api_key",
         headers={"WWW-Authenticate": "Bearer"},
     )
-    await answer.response()(scope, receive, send)
+    await respond(answer, scope)(scope, receive, send)

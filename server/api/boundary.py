@@ -1,8 +1,8 @@
 """The outermost layer of the app: request ids, body size, HTTP metrics, and an answer where there is a bug."""
 
 import asyncio
+import logging
 import re
-import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -10,8 +10,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from covervlm.server.api.errors import describe
+from covervlm.server import logs
+from covervlm.server.api.errors import describe, respond
 from covervlm.server.api.metrics import Metrics
+from covervlm.server.api.request_record import RequestRecord
+
+logger = logging.getLogger("covervlm.request")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 _SECURITY_HEADERS = {
@@ -23,6 +27,8 @@ _SECURITY_HEADERS = {
 """Of every response that has none of its own."""
 
 CLIENT_CLOSED_REQUEST = 499
+PROBES = frozenset({"/health", "/ready", "/metrics"})
+"""Asked every few seconds by machines; their lines show at level debug."""
 
 
 class Boundary:
@@ -31,48 +37,59 @@ class Boundary:
     A request's own X-Request-Id is kept where it is short and plain, and comes back in the response.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int, receive_timeout: float) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, max_body_bytes: int, receive_timeout: float, keeps_content: bool
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
         self._receive_timeout = receive_timeout
+        self._keeps_content = keeps_content
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        request_id = headers.get("x-request-id", "")
-        if not _REQUEST_ID.fullmatch(request_id):
-            request_id = uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        status = 0
+        name = headers.get("x-request-id", "")
+        if not _REQUEST_ID.fullmatch(name):
+            name = uuid.uuid4().hex
+        record = RequestRecord(name, scope["method"], keeps_content=self._keeps_content)
+        scope.setdefault("state", {}).update(request_id=name, record=record)
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                record.status = message["status"]
                 headers_out = MutableHeaders(scope=message)
-                headers_out["X-Request-Id"] = request_id
-                for name, value in _SECURITY_HEADERS.items():
-                    headers_out.setdefault(name, value)
+                headers_out["X-Request-Id"] = name
+                for header, value in _SECURITY_HEADERS.items():
+                    headers_out.setdefault(header, value)
             await send(message)
 
-        started = time.perf_counter()
-        with self._metrics.http_in_flight.track_inprogress():
-            try:
+        token = logs.request_id.set(name)
+        try:
+            with self._metrics.http_in_flight.track_inprogress():
                 await self._app(scope, self._limited(headers, receive), send_with_id)
-            except ClientDisconnect:
-                status = status or CLIENT_CLOSED_REQUEST
-            except Exception as error:
-                answer = describe(error, request_id).response()
-                if status:
-                    raise
-                await answer(scope, receive, send_with_id)
-            finally:
-                route = getattr(scope.get("route"), "path", "unknown")
-                self._metrics.http_requests.labels(route, status or CLIENT_CLOSED_REQUEST).inc()
-                self._metrics.http_seconds.labels(route).observe(time.perf_counter() - started)
+        except ClientDisconnect:
+            pass
+        except Exception as error:
+            failure = describe(error, name)
+            if record.status:
+                raise
+            await respond(failure, scope)(scope, receive, send_with_id)
+        finally:
+            self._end(scope, record)
+            logs.request_id.reset(token)
+
+    def _end(self, scope: Scope, record: RequestRecord) -> None:
+        record.seconds = record.elapsed
+        record.status = record.status or CLIENT_CLOSED_REQUEST
+        record.route = getattr(scope.get("route"), "path", "unknown")
+        record.owner = scope["state"].get("owner", "")
+        self._metrics.http_requests.labels(record.route, record.status).inc()
+        self._metrics.http_seconds.labels(record.route).observe(record.seconds)
+        level = logging.DEBUG if record.route in PROBES else logging.WARNING if record.status >= 500 else logging.INFO
+        logger.log(level, "request", extra={"fields": record.line()})
 
     def _limited(self, headers: Headers, receive: Receive) -> Receive:
         """`receive`, which ends a body that is too long or too slow.

@@ -31,10 +31,9 @@ def router(engine: Engine, prepare: Preparation, metrics: Metrics) -> APIRouter:
     @routes.post("/v1/chat/completions", response_model=ChatCompletion, responses=events)
     async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
         """OpenAI's chat completions; `vision_pruning` says how many vision tokens the model reads."""
-        clock = metrics.request()
+        clock = metrics.request(request.state.record)
         prepared = await unless_disconnected(request, prepare(body, request.state.request_id, owner(request)))
-        clock.media_seconds = prepared.media_seconds
-        metrics.observe_agent(prepared.agent, prepared.request.pruning.method)
+        clock.prepared(prepared, body.model)
         chunks = cast(AsyncGenerator[GenerationChunk, None], engine.generate(prepared.request))
         answer = Answer(body, prepared, chunks, clock)
         async with AsyncExitStack() as stack:
@@ -51,11 +50,12 @@ def router(engine: Engine, prepare: Preparation, metrics: Metrics) -> APIRouter:
 
         Indices are in the answer unless `return_indices` is false. Fields that only sampling reads change nothing.
         """
+        clock = metrics.request(request.state.record)
         work = prepare(body, request.state.request_id, owner(request), return_indices=True)
         prepared = await unless_disconnected(request, work)
+        clock.prepared(prepared, body.model)
         prompt = await unless_disconnected(request, engine.prune(prepared.request))
-        metrics.observe_stages(prompt, prepared.media_seconds)
-        metrics.observe_agent(prepared.agent, prepared.request.pruning.method)
+        clock.prompt(prompt)
         report = PruningReport.of(prompt, prepared.media_seconds, prepared.agent, adaptive=prepared.adaptive)
         return _json(
             PruneResponse(

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Scope
 
 from covervlm.server.access import RateLimited
 from covervlm.server.engines.base import EngineError, EngineOverloaded, EngineUnavailable, InvalidRequest
@@ -102,19 +103,25 @@ def describe(error: Exception, request_id: str) -> Failure:
     return failure(500, f"The server failed to answer this request. Its id is {request_id}.", code="internal_error")
 
 
+def respond(failure: Failure, scope: Scope) -> JSONResponse:
+    """The failure as a response, its code noted for the request's line in the log."""
+    scope["state"]["record"].error = failure.detail.code
+    return failure.response()
+
+
 def install(app: FastAPI) -> None:
     """Give the app handlers for everything but bugs, which the outermost middleware answers."""
 
     async def engine_error(request: Request, error: Exception) -> Response:
-        return describe(error, request.state.request_id).response()
+        return respond(describe(error, request.state.request_id), request.scope)
 
     async def validation_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return _validation(error.errors()[0], error.body).response()
+        return respond(_validation(error.errors()[0], error.body), request.scope)
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return _http(request, error).response()
+        return respond(_http(request, error), request.scope)
 
     app.add_exception_handler(EngineError, engine_error)
     app.add_exception_handler(RequestValidationError, validation_error)

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from covervlm.server.agent import AgentReport
 from covervlm.server.api.collectors import ClipCollector, EngineCollector
 from covervlm.server.api.request_metrics import RequestMetrics
+from covervlm.server.api.request_record import RequestRecord
 from covervlm.server.engines.base import Engine, PromptReport
 from covervlm.server.inflight import InFlight
 
@@ -137,6 +138,6 @@ class Metrics:
             self.agent_tokens.inc(agent.prompt_tokens + agent.completion_tokens)
             self.stage.labels("agent", method).observe(agent.seconds)
 
-    def request(self) -> RequestMetrics:
+    def request(self, record: RequestRecord) -> RequestMetrics:
         """Starts the clock of one generation."""
-        return RequestMetrics(self)
+        return RequestMetrics(self, record)

@@ -72,6 +72,32 @@ def test_the_banner_names_the_url_and_sigterm_ends_it_in_order(served):
     assert "Application shutdown complete" in "".join(served.log)
 
 
+def test_with_json_logs_every_line_of_a_servers_life_is_an_object():
+    command = [*COMMAND, "serve", "--port", "0", "--threads", "1", "--log-format", "json", "--log-level", "debug"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    overdue = threading.Timer(SECONDS, process.kill)
+    overdue.start()
+    try:
+        lines = []
+        for line in process.stderr:
+            lines.append(json.loads(line))
+            if "covervlm serves demo on " in lines[-1]["message"]:
+                break
+        url = lines[-1]["message"].split()[-1]
+        urllib.request.urlopen(urllib.request.Request(f"{url}/v1/models", headers={"X-Request-Id": "r7"})).close()
+        process.send_signal(signal.SIGTERM)
+        lines += [json.loads(line) for line in process.stderr]
+        assert process.wait(SECONDS) == 0
+        assert process.stdout.read() == ""
+    finally:
+        overdue.cancel()
+        process.kill()
+    (request,) = [line for line in lines if line["logger"] == "covervlm.request"]
+    assert (request["request_id"], request["route"], request["status"]) == ("r7", "/v1/models", 200)
+    assert not [line for line in lines if line["logger"] == "uvicorn.access"]
+    assert lines[-1]["logger"] == "uvicorn.error"
+
+
 def run(*arguments, **environment):
     return subprocess.run(
         [*COMMAND, *arguments], capture_output=True, text=True, timeout=SECONDS, env={**os.environ, **environment}
