@@ -1,12 +1,14 @@
 """Requests of many callers run together: what waits while one batch runs makes up the next."""
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Generic, TypeVar
 
+from covervlm.server.access import current_caller
 from covervlm.server.engines.base import EngineOverloaded
+from covervlm.server.engines.faults import for_caller, is_out_of_memory
+from covervlm.server.fairness import FairQueue
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -16,8 +18,8 @@ class MicroBatcher(Generic[Item, Result]):
     """Feeds `run` with up to `max_batch` items at a time, in `executor`, which must run one call at a time.
 
     No timer: a lone request starts at once, and under load batches fill by themselves. Items of one caller keep their
-    order, and several callers' items share a batch. A failing batch is run again item by item, so that one caller's
-    bad item costs nobody else an answer.
+    order and wait for one item of every other caller at most; several callers' items share a batch. A failing batch is
+    run again item by item, so that one caller's bad item, or one too many, costs nobody else an answer.
     """
 
     def __init__(
@@ -32,7 +34,7 @@ class MicroBatcher(Generic[Item, Result]):
         self._executor = executor
         self._max_batch = max_batch
         self._max_waiting = max_waiting
-        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._waiting: FairQueue[tuple[Item, asyncio.Future[Result]]] = FairQueue()
         self._draining: asyncio.Task[None] | None = None
 
     async def __call__(self, items: Sequence[Item]) -> list[Result]:
@@ -41,7 +43,9 @@ class MicroBatcher(Generic[Item, Result]):
             raise EngineOverloaded("Too many inputs are waiting to be embedded; try again shortly.", retry_after=1)
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Result]] = [loop.create_future() for _ in items]
-        self._waiting.extend(zip(items, futures, strict=True))
+        caller = current_caller()
+        for entry in zip(items, futures, strict=True):
+            self._waiting.push(caller, entry)
         if self._draining is None or self._draining.done():
             self._draining = loop.create_task(self._drain())
         try:
@@ -55,7 +59,7 @@ class MicroBatcher(Generic[Item, Result]):
         while self._waiting:
             batch: list[tuple[Item, asyncio.Future[Result]]] = []
             while self._waiting and len(batch) < self._max_batch:
-                item, future = self._waiting.popleft()
+                item, future = self._waiting.pop()
                 if not future.done():
                     batch.append((item, future))
             if batch:
@@ -70,7 +74,7 @@ class MicroBatcher(Generic[Item, Result]):
                 for entry in batch:
                     await self._finish([entry])
             elif not batch[0][1].done():
-                batch[0][1].set_exception(error)
+                batch[0][1].set_exception(for_caller(error) if is_out_of_memory(error) else error)
             return
         for (_, future), result in zip(batch, results, strict=True):
             if not future.done():

@@ -24,6 +24,7 @@ from covervlm.server.engines.base import (
     InvalidRequest,
     PromptReport,
 )
+from covervlm.server.engines.faults import for_caller, is_out_of_memory
 from covervlm.server.engines.feature_cache import FeatureCache
 from covervlm.server.engines.mailbox import Mailbox
 from covervlm.server.engines.selection import methods_for, pruner_for
@@ -168,7 +169,12 @@ class TransformersEngine:
         loop = asyncio.get_running_loop()
         mailbox = Mailbox(loop)
         async with self._turns.turn(request.owner):
-            job = await loop.run_in_executor(self._pool, self._prepare, request, mailbox.post, generates)
+            try:
+                job = await loop.run_in_executor(self._pool, self._prepare, request, mailbox.post, generates)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise for_caller(error) from None
+                raise
         self._open.add(mailbox)
         try:
             worker.submit(job)

@@ -22,7 +22,7 @@ BLOCK = 2_500
 AT_ONCE = 24
 OPTIONS = (
     *("--port", "0", "--threads", "1", "--log-level", "error", "--max-running", "16", "--media-threads", "1"),
-    *("--api-key", ",".join(KEYS), "--feature-cache-bytes", "24MiB"),
+    *("--api-key", ",".join(KEYS), "--feature-cache-bytes", "24MiB", "--adaptive-budget", "16:64"),
 )
 
 

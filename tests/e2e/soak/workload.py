@@ -27,7 +27,7 @@ class Workload:
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
         self.urls = [
-            data_url(make_scene(70_000_000 + i).image.resize(SIZES[i % len(SIZES)]), "JPEG") for i in range(60)
+            data_url(make_scene(70_000_000 + i).image.resize(SIZES[i % len(SIZES)]), "JPEG") for i in range(12)
         ]
         self.outcomes: Counter[Outcome] = Counter()
         kinds: list[tuple[int, Callable[[random.Random], Awaitable[int]], set[int]]] = [
@@ -58,7 +58,14 @@ class Workload:
 
     def _chat(self, rng: random.Random, **fields: object) -> dict[str, object]:
         budget = rng.choice(
-            [{"keep_tokens": rng.choice([1, 16, 64])}, {"keep_tokens": 16}, {"keep_ratio": 0.05}, {"coverage": 0.6}, {}]
+            [
+                {"keep_tokens": rng.choice([1, 16, 64])},
+                {"keep_tokens": 16},
+                {"keep_ratio": 0.05},
+                {"coverage": 0.6},
+                {},
+                {},
+            ]
         )
         if budget and "coverage" not in budget:
             budget["method"] = rng.choice(METHODS)
@@ -141,7 +148,7 @@ class Workload:
             case 4:
                 body = chat_body("What?", self.urls[0][:-200])
             case 5:
-                body = chat_body("What?", *self.urls[:20])
+                body = chat_body("What?", *self.urls[:12])
             case 6:
                 content = json.dumps(body)[: rng.randrange(1, 400)]
                 headers = self._key(rng) | {"Content-Type": "application/json"}

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from covervlm.server.access import CallerLimits, Callers
 from covervlm.server.clip.batching import MicroBatcher
 from covervlm.server.engines.base import EngineOverloaded
 
@@ -94,3 +95,38 @@ async def test_items_of_a_caller_that_went_away_are_not_worked_on(batcher, model
 async def test_no_items_need_no_model(batcher, model):
     assert await batcher([]) == []
     assert model.batches == []
+
+
+async def test_an_item_of_another_caller_waits_for_one_batch_of_the_greedy_one(batcher, model):
+    callers = Callers(CallerLimits())
+
+    async def embed(owner, items):
+        with callers[owner].request():
+            return await batcher(items)
+
+    first = asyncio.create_task(embed("greedy", [1]))
+    await asyncio.to_thread(model.entered.acquire)
+    greedy = asyncio.create_task(embed("greedy", list(range(100, 109))))
+    await settle()
+    single = asyncio.create_task(embed("single", [7]))
+    await settle()
+    model.gate.set()
+    assert await single == [14]
+    assert await greedy == [2 * i for i in range(100, 109)]
+    await first
+    assert 7 in model.batches[1]
+    assert [item for batch in model.batches[1:] for item in batch if item != 7] == list(range(100, 109))
+
+
+async def test_an_item_without_memory_asks_its_caller_to_come_again(batcher, model, monkeypatch):
+    model.gate.set()
+
+    def short_of_memory(items):
+        if len(items) > 1 or items == [5]:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return [2 * item for item in items]
+
+    monkeypatch.setattr(batcher, "_run", short_of_memory)
+    good, bad = await asyncio.gather(batcher([1, 2]), batcher([5]), return_exceptions=True)
+    assert good == [2, 4]
+    assert isinstance(bad, EngineOverloaded)

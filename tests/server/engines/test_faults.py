@@ -217,3 +217,18 @@ async def test_a_spoilt_cache_entry_is_encoded_again(engine, ask, answer, scene,
     assert again.prompt.cached_images == 0
     assert engine.stats().cache_misses == misses + 1
     assert engine._cache._entries[key].intact
+
+
+async def test_a_preprocess_thread_that_fails_costs_one_request(engine, ask, answer, scene, monkeypatch):
+    preprocess, bad = engine._adapter.preprocess, scene(9)
+
+    def fails(image):
+        return preprocess(image) if image.tobytes() != bad.tobytes() else no_memory()
+
+    monkeypatch.setattr(engine._adapter, "preprocess", fails)
+    results = await asyncio.gather(
+        *(answer(engine, ask(scene(number), QUESTION)) for number in (8, 9, 10, 11)), return_exceptions=True
+    )
+    assert isinstance(results.pop(1), EngineOverloaded)
+    assert [result.choices[0].finish_reason for result in results] == ["stop"] * 3
+    assert engine.stats().waiting == 0
