@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,9 @@ from covervlm.server.store import JOB_STATES, Job, Store
 from covervlm.server.store_database import Database, StoreError
 
 log = logging.getLogger(__name__)
+
+_LOOK_UP = 0.2
+"""Seconds after which a job that waits for a language model sees whether it was cancelled."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +227,7 @@ class ClipService:
             settled = wanted
             if ask_words is not None:
                 report(0.0, phase="asking for reference words")
-                settled = replace(wanted, words=_asked(ask_words, loop))
+                settled = replace(wanted, words=_asked(ask_words, loop, report))
             hidden = self.batched.in_batches(self.encoder.hidden_pixels, images, encoding(report, images))
             result = cluster(
                 hidden,
@@ -246,12 +250,19 @@ def ranked(probabilities: Tensor, names: Sequence[str], top: int) -> list[tuple[
     return [(names[i], float(p)) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
 
-def _asked(words: Callable[[], Coroutine[Any, Any, Sequence[str]]], loop: asyncio.AbstractEventLoop) -> tuple[str, ...]:
-    """In a job's thread: reference words from a language model. Raises JobError."""
+def _asked(
+    words: Callable[[], Coroutine[Any, Any, Sequence[str]]], loop: asyncio.AbstractEventLoop, report: Reporter
+) -> tuple[str, ...]:
+    """In a job's thread: reference words from a language model. Raises JobError, or Cancelled before it answered."""
     advice = "give 'words' in the request"
+    answer = asyncio.run_coroutine_threadsafe(words(), loop)
     try:
-        return tuple(asyncio.run_coroutine_threadsafe(words(), loop).result())
+        while not wait([answer], timeout=_LOOK_UP).done:
+            report.check()
+        return tuple(answer.result())
     except UnusableWords as error:
         raise JobError("unusable_words", f"The model's list of words cannot be used: {error}; {advice}.") from None
     except EngineError as error:
         raise JobError("no_words", f"The model could not be asked for words: {error} You can {advice}.") from None
+    finally:
+        answer.cancel()

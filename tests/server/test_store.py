@@ -134,14 +134,19 @@ def test_deletion_deletes_also_from_the_files_on_disk(store):
     session = store.add_session("me", {}, b"proxies", secret)
     store.save_session(session.id, 1, secret, [Answer("key", 0, "digest", "ANSWER-TEXT")])
     store.add_classifier("me", "name", {"note": "CLASS-NOTE"}, secret)
+    job = store.add_job("me", "clustering").id
+    assert not store.delete_job("me", job)
+    store.finish_job(job, "succeeded", result={"note": "JOB-NOTE" * 1000})
 
     def on_disk() -> bytes:
         return b"".join(p.read_bytes() for p in store._db.folder.rglob("*") if p.is_file())
 
-    assert all(word in on_disk() for word in (b"SECRET", b"ANSWER-TEXT", b"CLASS-NOTE"))
+    assert all(word in on_disk() for word in (b"SECRET", b"ANSWER-TEXT", b"CLASS-NOTE", b"JOB-NOTE"))
     assert store.delete_session("me", session.id)
     assert store.delete_classifier("me", "name")
-    assert not any(word in on_disk() for word in (b"SECRET", b"ANSWER-TEXT", b"CLASS-NOTE"))
+    assert not store.delete_job("you", job)
+    assert store.delete_job("me", job)
+    assert not any(word in on_disk() for word in (b"SECRET", b"ANSWER-TEXT", b"CLASS-NOTE", b"JOB-NOTE"))
     assert store.answers(session.id) == []
 
 

@@ -101,6 +101,25 @@ async def test_many_submissions_at_once_are_counted_one_by_one(service):
         pass
 
 
+async def test_a_job_that_waits_for_words_can_be_cancelled_and_gives_up_asking(service):
+    asked, given_up = asyncio.Event(), asyncio.Event()
+
+    async def words():
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            given_up.set()
+
+    job = await service.start_clustering("me", [picture(1), picture(2)], words, aspect="color", words=())
+    await asked.wait()
+    await service.jobs.cancel("me", job.id)
+    await given_up.wait()
+    async for state in service.jobs.watch("me", job.id):
+        last = state
+    assert last.state == "cancelled"
+
+
 def test_quotas_and_intervals_are_those_of_the_settings(tmp_path):
     settings = Settings(
         data_dir=tmp_path,
