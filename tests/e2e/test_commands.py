@@ -1,12 +1,14 @@
-"""`covervlm serve` and `covervlm prune` as a person runs them, with the demo model."""
+"""The commands as a person runs them, with the demo model: from a shell, and at a terminal."""
 
 import json
 import os
+import pty
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import urllib.request
 from pathlib import Path
@@ -134,3 +136,109 @@ def test_prune_draws_an_overlay_and_reports(tmp_path):
     for index in range(576):
         centre = (index % 24 * 14 + 7, index // 24 * 14 + 7)
         assert (overlay.getpixel(centre) == original.getpixel(centre)) == (index in report["indices"])
+
+
+class Terminal:
+    """A command whose stdin, stdout and stderr are a terminal, and what has shown on it so far."""
+
+    def __init__(self, *arguments):
+        self._master, slave = pty.openpty()
+        termios.tcsetwinsize(slave, (24, 120))
+        self.process = subprocess.Popen(
+            [*COMMAND, *arguments], stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+        )
+        os.close(slave)
+        self._overdue = threading.Timer(SECONDS, self.process.kill)
+        self._overdue.start()
+        self.shown = ""
+
+    def until(self, words):
+        """What shows up to and with these words, from where the last call left off."""
+        while words not in self.shown:
+            try:
+                self.shown += os.read(self._master, 65536).decode()
+            except OSError:  # the command has ended
+                break
+        before, found, self.shown = self.shown.partition(words)
+        assert found, f"{words!r} never showed, only: {before}"
+        return before + found
+
+    def type(self, text):
+        os.write(self._master, text.encode())
+
+    def close(self):
+        self._overdue.cancel()
+        self.process.kill()
+        self.process.wait(SECONDS)
+        os.close(self._master)
+
+
+@pytest.fixture
+def terminal():
+    opened = []
+
+    def open(*arguments):
+        opened.append(Terminal(*arguments))
+        return opened[-1]
+
+    yield open
+    for one in opened:
+        one.close()
+
+
+def test_a_conversation_at_a_terminal(terminal, url):
+    example = example_scenes()[0]
+    chat = terminal("chat", "--url", url, str(example.path), "--keep", "64")
+    assert "/keep N" in chat.until("> ")
+    chat.type(f"{example.question}\n")
+    assert example.answer in chat.until("64 of 576 vision tokens")
+    chat.until("> ")
+    chat.type("/keep all\n")
+    chat.until("> ")
+    chat.type(f"{example.question}\n")
+    assert example.answer in chat.until("576 of 576 vision tokens")
+    chat.until("> ")
+    chat.type("/quit\n")
+    assert chat.process.wait(SECONDS) == 0
+
+
+def test_ctrl_c_at_the_prompt_ends_the_command_with_130(terminal, url):
+    chat = terminal("chat", "--url", url, str(example_scenes()[0].path))
+    chat.until("> ")
+    os.kill(chat.process.pid, signal.SIGINT)
+    assert chat.process.wait(SECONDS) == 130
+    assert "Traceback" not in chat.shown
+
+
+def test_progress_shows_at_a_terminal_and_is_gone_in_the_end(terminal, url):
+    folder = str(example_scenes()[0].path.parent)
+    classify = terminal("classify", "--url", url, folder, "--classes", "star,circle")
+    assert "0 of 5 pictures   0% |" in classify.until("color.png")
+    assert "pictures" not in classify.until("where.png").rpartition("\r")[2]
+    assert classify.process.wait(SECONDS) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["chat", "{picture}", "{question}", "--keep", "64"],
+        ["classify", "{picture}", "--classes", "star,triangle"],
+        ["cluster", "{folder}", "--aspect", "color", "--words", "red,blue,purple", "--clusters", "2"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_commands_load_the_demo_where_no_server_is_named(arguments):
+    example = example_scenes()[0]
+    places = {"picture": example.path, "question": example.question, "folder": example.path.parent}
+    done = run(*(argument.format(**places) for argument in arguments), "--json", COVERVLM_THREADS="1")
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads(done.stdout)
+    match arguments[0]:
+        case "chat":
+            assert (report["text"], report["images"][0]["kept"]) == (example.answer, 64)
+        case "classify":
+            assert report["images"][0]["label"] in ("star", "triangle")
+        case "cluster":
+            assert sorted(image for cluster in report["clusters"] for image in cluster["images"]) == sorted(
+                str(scene.path) for scene in example_scenes()
+            )

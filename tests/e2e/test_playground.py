@@ -367,6 +367,18 @@ def test_a_key_is_asked_for_sent_and_kept_in_the_tab(page, engine):
         assert page.driver.execute_script("return localStorage.length") == 0
 
 
+def test_the_servers_own_keys_open_the_page(page, engine):
+    with live_server(create_app(Settings(clip_model="none", api_key="sesame"), engine)) as url:
+        page.open(url)
+        assert "API key" in page.error()
+        assert page.driver.switch_to.active_element == page.find("#key")
+        page.find("#key").send_keys("sesame")
+        page.previewed(64)
+        page.ask()
+        assert page.summary()
+        assert not page.find("#error").is_displayed()
+
+
 def test_the_keyboard_alone_is_enough(page, scripted, engine):
     page.open(scripted).previewed(64)
     order = []
