@@ -2,7 +2,7 @@
 
 import inspect
 from asyncio import to_thread
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -44,7 +44,7 @@ def blocking(make: Callable[P, Call[R]]) -> Callable[Concatenate[Sender, P], R]:
     return _described(method, make)
 
 
-def asynchronous(make: Callable[P, Call[R]]) -> Callable[Concatenate[AsyncSender, P], Awaitable[R]]:
+def asynchronous(make: Callable[P, Call[R]]) -> Callable[Concatenate[AsyncSender, P], Coroutine[Any, Any, R]]:
     """The same for asyncio."""
 
     async def method(self: AsyncSender, *args: P.args, **kwargs: P.kwargs) -> R:
