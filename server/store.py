@@ -5,74 +5,14 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from covervlm.server.store_database import Database
-
-ANONYMOUS = "anonymous"
-"""Owner of everything that is made without an API key."""
-
-JOB_STATES = ("queued", "running", "succeeded", "failed", "cancelled")
-
-RESTARTED = {"code": "server_restarted", "message": "The server was restarted while the job ran; submit it again."}
-"""The error of a job whose server ended before it did."""
+from covervlm.server.store_records import RESTARTED, Answer, Classifier, Job, Session
 
 
 class NameTaken(Exception):
     """The owner already has a classifier of this name."""
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """A named classifier; `about` describes it, its tensors are in the file `blob`."""
-
-    id: str
-    owner: str
-    name: str
-    created: float
-    about: Mapping[str, Any]
-    blob: str
-    size: int
-
-
-@dataclass(frozen=True)
-class Job:
-    """A piece of work as its owner sees it; `error` has `code` and `message`."""
-
-    id: str
-    owner: str
-    kind: str
-    state: str
-    created: float
-    finished: float | None = None
-    progress: Mapping[str, Any] = field(default_factory=dict)
-    result: Mapping[str, Any] | None = None
-    error: Mapping[str, str] | None = None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What an idempotency key was answered with; `digest` tells a retry from another request under the same key."""
-
-    key: str
-    number: int
-    digest: str
-    answer: str
-
-
-@dataclass(frozen=True)
-class Session:
-    """A stream at its last snapshot: `observed` images are in `state`."""
-
-    id: str
-    owner: str
-    created: float
-    about: Mapping[str, Any]
-    blob: str
-    size: int
-    observed: int
-    state: bytes
 
 
 class Store:
@@ -142,11 +82,11 @@ class Store:
     def classifier(self, owner: str, name: str) -> Classifier | None:
         """By name or by id."""
         row = self._db.row("SELECT * FROM classifiers WHERE owner = ?1 AND (name = ?2 OR id = ?2)", owner, name)
-        return None if row is None else _classifier(row)
+        return None if row is None else Classifier.from_row(row)
 
     def classifiers(self, owner: str) -> list[Classifier]:
         rows = self._db.rows("SELECT * FROM classifiers WHERE owner = ? ORDER BY created", owner)
-        return [_classifier(row) for row in rows]
+        return [Classifier.from_row(row) for row in rows]
 
     def delete_classifier(self, owner: str, name: str) -> bool:
         found = self.classifier(owner, name)
@@ -193,10 +133,12 @@ class Store:
 
     def job(self, owner: str, job: str) -> Job | None:
         row = self._db.row("SELECT * FROM jobs WHERE owner = ? AND id = ?", owner, job)
-        return None if row is None else _job(row)
+        return None if row is None else Job.from_row(row)
 
     def jobs(self, owner: str) -> list[Job]:
-        return [_job(row) for row in self._db.rows("SELECT * FROM jobs WHERE owner = ? ORDER BY created", owner)]
+        return [
+            Job.from_row(row) for row in self._db.rows("SELECT * FROM jobs WHERE owner = ? ORDER BY created", owner)
+        ]
 
     def delete_job(self, owner: str, job: str) -> bool:
         """Forget a finished job and its result; False where there is none."""
@@ -224,13 +166,13 @@ class Store:
 
     def session(self, owner: str, session: str) -> Session | None:
         row = self._db.row("SELECT * FROM sessions WHERE owner = ? AND id = ?", owner, session)
-        return None if row is None else _session(row)
+        return None if row is None else Session.from_row(row)
 
     def sessions(self, owner: str) -> list[Session]:
         """Without their states, which are large."""
         columns = "id, owner, created, about, blob, size, observed, x'' AS state"
         rows = self._db.rows(f"SELECT {columns} FROM sessions WHERE owner = ? ORDER BY created", owner)
-        return [_session(row) for row in rows]
+        return [Session.from_row(row) for row in rows]
 
     def answers(self, session: str) -> list[Answer]:
         """What the snapshot remembers of idempotency keys, oldest first."""
@@ -285,16 +227,3 @@ def _finish(
         " WHERE id = ? AND finished IS NULL",
         (state, time.time(), *(None if v is None else json.dumps(v) for v in (progress, result, error)), job),
     )
-
-
-def _classifier(row: sqlite3.Row) -> Classifier:
-    return Classifier(**{**dict(row), "about": json.loads(row["about"])})
-
-
-def _session(row: sqlite3.Row) -> Session:
-    return Session(**{**dict(row), "about": json.loads(row["about"])})
-
-
-def _job(row: sqlite3.Row) -> Job:
-    decoded = {name: json.loads(row[name]) for name in ("progress", "result", "error") if row[name] is not None}
-    return Job(**{**dict(row), **decoded})

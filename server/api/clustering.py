@@ -88,6 +88,6 @@ def router(service: "ClipService", loader: ImageLoader, words: WordSource) -> AP
             async def ask() -> list[str]:
                 return await words(body.aspect, body.subject, request_id)
 
-        return status(await service.start_clustering(owner(request), images, ask, **body.options()))
+        return status(await service.clusterings.start(owner(request), images, ask, **body.options()))
 
     return routes

@@ -23,7 +23,7 @@ from covervlm.server.engines.base import (
 )
 from covervlm.server.media import ImageLoader
 from covervlm.server.settings import Settings
-from covervlm.server.store import ANONYMOUS
+from covervlm.server.store_records import ANONYMOUS
 from covervlm.server.video import VideoLimits, VideoLoader
 
 

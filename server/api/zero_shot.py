@@ -17,7 +17,7 @@ from covervlm.server.api.owner import owner
 from covervlm.server.clip.templates import ENSEMBLE
 from covervlm.server.engines.base import InvalidRequest
 from covervlm.server.media import ImageLoader
-from covervlm.server.store import Classifier
+from covervlm.server.store_records import Classifier
 
 if TYPE_CHECKING:
     from covervlm.server.clip.service import ClipService

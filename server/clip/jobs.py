@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from covervlm.server.resources import Conflict, QuotaExceeded, ResourceError
-from covervlm.server.store import RESTARTED, Job, Store
+from covervlm.server.store import Store
+from covervlm.server.store_records import RESTARTED, Job
 
 log = logging.getLogger(__name__)
 

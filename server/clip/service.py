@@ -2,9 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import wait
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,24 +13,21 @@ from torch import Tensor
 
 from covervlm.server.clip.batched_encoder import BatchedEncoder
 from covervlm.server.clip.classifiers import Classifiers
-from covervlm.server.clip.clustering import ClusteringRequest, cluster
+from covervlm.server.clip.clusterings import Clusterings
 from covervlm.server.clip.encoder import ClipEncoder
-from covervlm.server.clip.jobs import JobError, JobRunner, Reporter, encoding
+from covervlm.server.clip.jobs import JobRunner
 from covervlm.server.clip.onzeta import OnlinePrediction
 from covervlm.server.clip.quotas import Quotas
 from covervlm.server.clip.sessions import Sessions, SnapshotInterval
 from covervlm.server.clip.tensors import read_embeddings
 from covervlm.server.clip.uploads import Uploads
-from covervlm.server.clip.words import UnusableWords
-from covervlm.server.engines.base import EngineError, EngineUnavailable
+from covervlm.server.engines.base import EngineUnavailable
 from covervlm.server.resources import Conflict
-from covervlm.server.store import JOB_STATES, Job, Store
+from covervlm.server.store import Store
 from covervlm.server.store_database import Database, StoreError
+from covervlm.server.store_records import JOB_STATES
 
 log = logging.getLogger(__name__)
-
-_LOOK_UP = 0.2
-"""Seconds after which a job that waits for a language model sees whether it was cancelled."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +87,7 @@ class ClipService:
             self.jobs = JobRunner(store, max_unfinished=self.quotas.unfinished_jobs)
             self.sessions = Sessions(store, self._interval)
             self.batched = BatchedEncoder(self.encoder)
+            self.clusterings = Clusterings(self.jobs, self.batched)
             self.classifiers = Classifiers(store, self.jobs, self.batched, self.uploads, self.quotas, model=self.name)
             self._state = "ready"
 
@@ -210,59 +207,8 @@ class ClipService:
         features = torch.stack(await self.batched.images(images))
         return await self.sessions.observe(owner, session, features, render, key=key, digest=digest)
 
-    # Clusterings.
-
-    async def start_clustering(
-        self,
-        owner: str,
-        images: Sequence[Image],
-        ask_words: Callable[[], Coroutine[Any, Any, Sequence[str]]] | None,
-        **request: Any,
-    ) -> Job:
-        """Start a job; `request` is what ClusteringRequest takes, `ask_words` is there if it lacks words."""
-        wanted = ClusteringRequest(**request)
-        loop = asyncio.get_running_loop()
-
-        def run(report: Reporter) -> dict[str, Any]:
-            settled = wanted
-            if ask_words is not None:
-                report(0.0, phase="asking for reference words")
-                settled = replace(wanted, words=_asked(ask_words, loop, report))
-            hidden = self.batched.in_batches(self.encoder.hidden_pixels, images, encoding(report, images))
-            result = cluster(
-                hidden,
-                self.encoder.visual_projection(),
-                settled,
-                self.encoder.prompt_tower,
-                lambda share, loss: report(0.5 + share / 2 * 0.98, phase="learning", loss=round(loss, 6)),
-                temperature=self.encoder.temperature,
-            )
-            result["words_from"] = "request" if ask_words is None else "model"
-            report(1.0, phase="done")
-            return result
-
-        return await self.jobs.submit(owner, "clustering", lambda _: run)
-
 
 def ranked(probabilities: Tensor, names: Sequence[str], top: int) -> list[tuple[str, float]]:
     """The `top` most probable names with their probabilities, best first."""
     best = probabilities.topk(min(top, len(names)))
     return [(names[i], float(p)) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
-
-
-def _asked(
-    words: Callable[[], Coroutine[Any, Any, Sequence[str]]], loop: asyncio.AbstractEventLoop, report: Reporter
-) -> tuple[str, ...]:
-    """In a job's thread: reference words from a language model. Raises JobError, or Cancelled before it answered."""
-    advice = "give 'words' in the request"
-    answer = asyncio.run_coroutine_threadsafe(words(), loop)
-    try:
-        while not wait([answer], timeout=_LOOK_UP).done:
-            report.check()
-        return tuple(answer.result())
-    except UnusableWords as error:
-        raise JobError("unusable_words", f"The model's list of words cannot be used: {error}; {advice}.") from None
-    except EngineError as error:
-        raise JobError("no_words", f"The model could not be asked for words: {error} You can {advice}.") from None
-    finally:
-        answer.cancel()

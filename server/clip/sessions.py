@@ -15,7 +15,8 @@ from covervlm.server.clip.live_session import LiveSession, describe, write_state
 from covervlm.server.clip.onzeta import OnlinePrediction, OnlineZeroShot
 from covervlm.server.clip.tensors import pack, unpack
 from covervlm.server.resources import NotFound
-from covervlm.server.store import Session, Store
+from covervlm.server.store import Store
+from covervlm.server.store_records import Session
 
 log = logging.getLogger(__name__)
 

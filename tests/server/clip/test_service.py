@@ -74,9 +74,9 @@ async def test_unfinished_jobs_are_limited(service):
         await release.wait()
         return ["red", "green"]
 
-    job = await service.start_clustering("me", [picture(1), picture(2)], words, aspect="color", words=())
+    job = await service.clusterings.start("me", [picture(1), picture(2)], words, aspect="color", words=())
     with pytest.raises(QuotaExceeded):
-        await service.start_clustering("me", [picture(1), picture(2)], None, aspect="color", words=("red", "green"))
+        await service.clusterings.start("me", [picture(1), picture(2)], None, aspect="color", words=("red", "green"))
     release.set()
     async for state in service.jobs.watch("me", job.id):
         last = state
@@ -91,7 +91,7 @@ async def test_many_submissions_at_once_are_counted_one_by_one(service):
         return ["red", "green"]
 
     pictures = [picture(1), picture(2)]
-    calls = [service.start_clustering("me", pictures, words, aspect="color", words=()) for _ in range(6)]
+    calls = [service.clusterings.start("me", pictures, words, aspect="color", words=()) for _ in range(6)]
     results = await asyncio.gather(*calls, return_exceptions=True)
     refused = [result for result in results if isinstance(result, QuotaExceeded)]
     (job,) = [result for result in results if not isinstance(result, Exception)]
@@ -111,7 +111,7 @@ async def test_a_job_that_waits_for_words_can_be_cancelled_and_gives_up_asking(s
         finally:
             given_up.set()
 
-    job = await service.start_clustering("me", [picture(1), picture(2)], words, aspect="color", words=())
+    job = await service.clusterings.start("me", [picture(1), picture(2)], words, aspect="color", words=())
     await asked.wait()
     await service.jobs.cancel("me", job.id)
     await given_up.wait()
@@ -144,7 +144,7 @@ async def test_stats_count_the_jobs_and_sessions_of_all_owners(service):
         return ["red", "green"]
 
     pictures = [picture(1), picture(2)]
-    jobs = [await service.start_clustering(who, pictures, words, aspect="color", words=()) for who in ("me", "you")]
+    jobs = [await service.clusterings.start(who, pictures, words, aspect="color", words=()) for who in ("me", "you")]
     while service.jobs.get("me", jobs[0].id).state != "running":
         await asyncio.sleep(0)
     await session(service, "me")
