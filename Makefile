@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPED := kernels pruners server clients
 
-.PHONY: serve test test-long test-browser test-vllm test-oldest test-peers lint bench load demo-model clean
+.PHONY: serve test test-long test-browser test-dashboards test-image test-vllm test-oldest test-peers lint bench load demo-model clean
 
 serve: $(READY)
 	$(BIN)/covervlm serve --port $(PORT)
@@ -33,6 +33,18 @@ test-browser: $(READY)
 	command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
 	    { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver; }
 	$(BIN)/pytest -m browser tests/e2e
+
+# Prometheus against a live server: every query of the dashboard has data. Installs Debian's prometheus where there is none.
+test-dashboards: $(READY)
+	command -v prometheus >/dev/null && command -v promtool >/dev/null || \
+	    { apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus; }
+	$(BIN)/pytest -m dashboards tests/docker
+
+# The CPU image built with buildah, run and asked. Needs root on Debian; takes minutes and 6 GB of disk while it runs.
+test-image: $(READY)
+	command -v buildah >/dev/null && command -v debootstrap >/dev/null || \
+	    { apt-get update -qq && apt-get install -y -qq --no-install-recommends buildah debootstrap; }
+	$(BIN)/pytest -m image --timeout 1800 tests/docker
 
 # The oldest transformers release that is supported; the newest is in constraints.txt.
 test-oldest: $(OLDEST)/.ready
