@@ -29,7 +29,7 @@ from covervlm.server.engines.feature_cache import FeatureCache
 from covervlm.server.engines.mailbox import Mailbox
 from covervlm.server.engines.selection import methods_for, pruner_for
 from covervlm.server.engines.sequence import Emit, Event, Job
-from covervlm.server.engines.worker import Worker
+from covervlm.server.engines.worker import StepLimits, Worker
 from covervlm.server.fairness import FairTurns, has_room
 from covervlm.server.models.base import Adapter
 from covervlm.server.models.registry import Checkpoint, load_adapter
@@ -44,8 +44,8 @@ _LAST_STEP_SECONDS = 300
 class TransformersEngineConfig:
     """How to load the model and how much to run at once.
 
-    max_running: answers decoded together. max_prefill_tokens: prompt tokens read between two decoding steps.
-    max_waiting: requests that may queue before new ones are refused.
+    max_running: answers decoded together. max_waiting: requests that may queue before new ones are refused.
+    limits: what is done for newcomers between two decoding steps, None for what suits the device.
     threads: torch's threads, None for its default. preprocess_workers: threads that tokenise and resize images.
     """
 
@@ -55,7 +55,7 @@ class TransformersEngineConfig:
     trust_remote_code: bool = False
     max_running: int = 32
     max_waiting: int = 256
-    max_prefill_tokens: int = 4096
+    limits: StepLimits | None = None
     feature_cache_bytes: int = 512 * 2**20
     threads: int | None = None
     preprocess_workers: int = 2
@@ -87,7 +87,7 @@ class TransformersEngine:
             self._adapter,
             self._cache,
             max_running=config.max_running,
-            max_prefill_tokens=config.max_prefill_tokens,
+            limits=config.limits or StepLimits.for_device(self._adapter.embeddings.weight.device),
             on_end=functools.partial(_call_soon, loop, self._close_mailboxes),
         )
         self._worker.start()

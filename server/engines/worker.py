@@ -4,6 +4,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -19,16 +21,29 @@ from covervlm.server.models.base import Adapter
 
 log = logging.getLogger(__name__)
 
-_IMAGES_PER_STEP = 8
+
+@dataclass(frozen=True)
+class StepLimits:
+    """What is done for newcomers between two decoding steps: images encoded, and prompt tokens read.
+
+    One image, and one prompt, may always be more. Larger batches keep a GPU busy. A CPU is as busy with two images or a
+    thousand tokens, so there they would only let the first of them, and all running answers, wait for the last.
+    """
+
+    images: int
+    prompt_tokens: int
+
+    @classmethod
+    def for_device(cls, device: torch.device) -> Self:
+        return cls(images=2, prompt_tokens=1024) if device.type == "cpu" else cls(images=8, prompt_tokens=4096)
 
 
 class Worker(threading.Thread):
     """Iteration-level batching.
 
-    A job waits, is prepared (tower, selection), is prefilled, and then runs. Between two decoding steps at most
-    `_IMAGES_PER_STEP` images are encoded and max_prefill_tokens prompt tokens read (or one longer prompt), which bounds
-    how long running answers pause for newcomers. max_running bounds the answers decoded together. Waiting jobs are
-    taken in turn from their owners.
+    A job waits, is prepared (tower, selection), is prefilled, and then runs. `limits` bounds how long running answers
+    pause for newcomers, max_running the answers decoded together. Waiting jobs are taken in turn from their owners,
+    once all that were taken before are prefilled: the first token of one comes before the image of the next.
 
     A request that fails takes only itself along, a failing decoding step the answers that were running. After a failure
     that no request explains, the model is probed; if it does not answer, the thread ends. `on_end` is called as its
@@ -41,7 +56,7 @@ class Worker(threading.Thread):
         cache: FeatureCache,
         *,
         max_running: int,
-        max_prefill_tokens: int,
+        limits: StepLimits,
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(name="covervlm-engine", daemon=True)
@@ -49,7 +64,7 @@ class Worker(threading.Thread):
         self._admission = Admission(adapter, cache)
         self._runner = ModelRunner(adapter)
         self._max_running = max_running
-        self._max_prefill_tokens = max_prefill_tokens
+        self._limits = limits
         self._on_end = on_end
         self._waiting: FairQueue[Job] = FairQueue()
         self._prepared: list[Prepared] = []
@@ -149,6 +164,8 @@ class Worker(threading.Thread):
     # Joining: waiting jobs are prepared, prepared ones prefilled.
 
     def _admit(self) -> None:
+        if self._prepared:
+            return
         jobs = self._take()
         try:
             for job in jobs:
@@ -172,13 +189,13 @@ class Worker(threading.Thread):
     def _take(self) -> list[Job]:
         """Waiting jobs, their owners in turn, that the batch has room for and whose images one step may encode."""
         jobs: list[Job] = []
-        room = self._max_running - len(self._answers) - sum(entry.job.rows for entry in self._prepared)
+        room = self._max_running - len(self._answers)
         images = 0
         with self._wake:
             while self._waiting:
                 job = self._waiting.peek()
                 images += len(job.pixels)
-                if job.rows > room or (jobs and images > _IMAGES_PER_STEP):
+                if job.rows > room or (jobs and images > self._limits.images):
                     break
                 room -= job.rows
                 jobs.append(self._waiting.pop())
@@ -214,12 +231,12 @@ class Worker(threading.Thread):
         self._advance(joined)
 
     def _next_group(self) -> list[Prepared]:
-        """The prepared job that came first, and others that fit into max_prefill_tokens beside it once padded."""
+        """The prepared job that came first, and others that fit into a step beside it once padded."""
         group: list[Prepared] = []
         longest = 0
         for entry in self._prepared:
             longest = max(longest, len(entry.prompt))
-            if group and longest * (len(group) + 1) > self._max_prefill_tokens:
+            if group and longest * (len(group) + 1) > self._limits.prompt_tokens:
                 break
             group.append(entry)
         self._prepared = self._prepared[len(group) :]
