@@ -1,11 +1,11 @@
 """What the transformers engine remembers of a request: the job as it waits, and each answer as it grows."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -84,9 +84,9 @@ class Answer:
     def live(self) -> bool:
         return self.finish_reason is None and not self.job.cancelled
 
-    def advance(self, logits: Tensor, argmax: int) -> GenerationChunk:
-        """Choose the next token from logits (V,), whose argmax is known, and return the chunk it makes."""
-        if not torch.isfinite(logits[argmax]):
+    def advance(self, logits: Tensor, argmax: int, highest: float) -> GenerationChunk:
+        """Choose the next token from logits (V,), the highest of which is known, and return the chunk it makes."""
+        if not math.isfinite(highest):
             raise FloatingPointError
         token = argmax if self.sampler.is_plain_argmax else self.sampler.sample(logits)
         self.last_token = token

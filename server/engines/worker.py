@@ -222,13 +222,12 @@ class Worker(threading.Thread):
 
     def _join(self, group: Sequence[tuple[Prepared, list[Answer]]], logits: Tensor, seconds: float) -> None:
         """Tell the callers of prompts just read what became of them, and choose their first tokens."""
-        joined = []
-        for (entry, answers), scores in zip(group, logits, strict=True):
+        for entry, _ in group:
             entry.job.seconds["prefill"] = seconds
             entry.job.emit(entry.job, GenerationChunk(prompt=entry.report))
-            joined += [(answer, scores) for answer in answers]
-        self._answers += [answer for answer, _ in joined]
-        self._advance(joined)
+        joined = [answer for _, answers in group for answer in answers]
+        self._answers += joined
+        self._advance(joined, logits.repeat_interleave(torch.tensor([len(answers) for _, answers in group]), dim=0))
 
     def _next_group(self) -> list[Prepared]:
         """The prepared job that came first, and others that fit into a step beside it once padded."""
@@ -264,16 +263,17 @@ class Worker(threading.Thread):
         logits = self._runner.decode([a.last_token for a in answers], [a.position for a in answers])
         for answer in answers:
             answer.position += 1
-        self._advance(list(zip(answers, logits, strict=True)))
+        self._advance(answers, logits)
 
-    def _advance(self, scored: Sequence[tuple[Answer, Tensor]]) -> None:
-        """Choose every answer's next token; an answer that fails takes only its own request with it."""
-        argmaxes = torch.stack([scores for _, scores in scored]).argmax(-1).tolist()
-        for (answer, scores), argmax in zip(scored, argmaxes, strict=True):
+    def _advance(self, answers: Sequence[Answer], logits: Tensor) -> None:
+        """Choose every answer's next token by its row of logits; one that fails takes only its own request with it."""
+        argmaxes = logits.argmax(-1)
+        highest = logits.gather(-1, argmaxes[:, None])[:, 0].tolist()
+        for answer, scores, argmax, value in zip(answers, logits, argmaxes.tolist(), highest, strict=True):
             if not answer.live:
                 continue
             try:
-                chunk = answer.advance(scores, argmax)
+                chunk = answer.advance(scores, argmax, value)
             except Exception as error:
                 self._fail(answer.job, error)
             else:

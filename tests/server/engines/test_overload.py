@@ -5,9 +5,11 @@ import contextlib
 from dataclasses import replace
 
 import pytest
+import torch
 
 from covervlm.server.engines import mailbox
 from covervlm.server.engines.base import EngineError, EngineOverloaded
+from covervlm.server.engines.worker import StepLimits
 from tests.server.engines.gated import gated, running, until
 
 ENDLESS = {"max_tokens": 400, "ignore_eos": True}
@@ -48,6 +50,39 @@ async def test_a_waiting_request_that_is_cancelled_leaves_the_queue_within_one_d
         gate.open()
         assert [task.cancelled() for task in waiting] == [False, True, True, True, False]
         assert [(await waiting[i]).choices[0].count for i in (0, 4)] == [1, 1]
+
+
+async def test_a_newcomer_has_its_first_token_before_the_next_image_is_encoded(ask, answer, scene):
+    async with gated(limits=StepLimits(images=2, prompt_tokens=100)) as (engine, gate):
+        order = []
+
+        def noted(name, work):
+            def call(batch, *args, **kwargs):
+                order.append((name, len(batch)))
+                return work(batch, *args, **kwargs)
+
+            return call
+
+        running_one = engine.generate(ask(None, "Describe the image.", **ENDLESS))
+        await anext(running_one)
+        engine._adapter.encode = noted("encode", engine._adapter.encode)
+        engine._worker._runner.prefill = noted("prefill", engine._worker._runner.prefill)
+        budgets = [{"keep_tokens": 64}, {"keep_tokens": 64}, {"keep_tokens": 8}, {"keep_tokens": 8}, {"method": "none"}]
+        requests = [ask(scene(40 + i), "Hello", pruning=pruning, max_tokens=99) for i, pruning in enumerate(budgets)]
+        newcomers = [asyncio.create_task(answer(engine, request)) for request in requests]
+        await until(lambda: engine._worker.waiting == 5)
+        gate.open()
+        await asyncio.gather(*newcomers)
+        await running_one.aclose()
+    # Two prompts of 64 vision tokens exceed a step, two of 8 fit; a prompt longer than a step is read by itself.
+    read = [("encode", 2), ("prefill", 1), ("prefill", 1), ("encode", 2), ("prefill", 2), ("encode", 1), ("prefill", 1)]
+    assert order == read
+
+
+def test_a_cpu_takes_smaller_steps_than_a_gpu():
+    cpu, gpu = (StepLimits.for_device(torch.device(name)) for name in ("cpu", "cuda:0"))
+    assert cpu.images < gpu.images
+    assert cpu.prompt_tokens < gpu.prompt_tokens
 
 
 async def test_a_request_of_another_key_waits_for_one_turn_of_the_greedy_one(ask, answer):
