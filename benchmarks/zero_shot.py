@@ -157,7 +157,8 @@ def report(tables: Tables, command: str, n: int, seconds: float) -> str:
         "was chosen on other scenes. The paper's wording is “object with a shape of *”, “object with a color of *”; "
         "the clearest of that and two captions is what the server takes without a `prompt`, chosen without labels: "
         + "; ".join(f"{name}, {aspect} “{prompt}”" for (name, aspect), prompt in tables.chosen.items())
-        + ".",
+        + ". Read Multi-MaP beside the nearest word: within tens of epochs a learned word stays near the word "
+        "it began at.",
         "",
     ]
     sets = list(dict.fromkeys(row[0] for row in tables.clusters))
