@@ -23,10 +23,13 @@ def register() -> None:
     here.
     """
     from vllm import ModelRegistry, __version__
+    from vllm.logger import init_logger
 
     check_version(__version__)
     for architecture, path in ARCHITECTURES.items():
         ModelRegistry.register_model(architecture, path)
+    # vLLM puts the process's name and id in front, which shows where the plugin is and where it is not.
+    init_logger("vllm.plugins.covervlm").info("covervlm %s prunes images in this process", version("covervlm"))
 
 
 def check_version(vllm: str) -> None:

@@ -9,6 +9,8 @@ from covervlm.server.models.processor import ChatProcessor
 
 Ids = Sequence[int]
 
+_SPELLED = ("apple", "bird", "cup", "moon", "river", "stone")
+
 
 class UserTurns:
     """Reads the user's turns out of prompts that a chat template made.
@@ -68,13 +70,16 @@ class UserTurns:
         return list(self._chat.tokenize(messages).ids)
 
     def _probes(self) -> list[str]:
-        """Words of the tokenizer's own vocabulary with different tokens: unknown ones would all look alike."""
+        """Words with different tokens, out of the tokenizer's own vocabulary: unknown ones would all look alike.
+
+        A vocabulary without whole words, of bytes say, spells any word.
+        """
         tokenizer = self._chat.tokenizer
         special = set(tokenizer.all_special_tokens)
         words = sorted({w for t in tokenizer.get_vocab() if t not in special and (w := t.strip("▁Ġ ")).isalpha()})
         words = [word for word in words if word.isascii() and word.islower() and len(word) > 2]
         picked: dict[tuple[int, ...], str] = {}
-        for word in words[:: max(1, len(words) // 8)]:
+        for word in words[:: max(1, len(words) // 8)] or _SPELLED:
             ids = tuple(self._chat.word_ids([word]))
             if ids and tokenizer.unk_token_id not in ids:
                 picked.setdefault(ids, word)

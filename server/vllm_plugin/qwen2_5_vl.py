@@ -61,9 +61,14 @@ class PruningQwen2_5_VL(PruningModel, Qwen2_5_VLForConditionalGeneration):
         multimodal = vllm_config.model_config.multimodal_config
         if multimodal.is_multimodal_pruning_enabled():
             raise ValueError("--video-pruning-rate and covervlm's pruning of images exclude each other")
+        if vllm_config.parallel_config.pipeline_parallel_size > 1:
+            raise ValueError(
+                "vLLM corrects positions of pruned images on the first pipeline stage only: serve Qwen2.5-VL with "
+                "--tensor-parallel-size, or without the covervlm plugin (VLLM_PLUGINS)"
+            )
         # Asked by the model runner after loading. A partial, because configurations may be pickled.
         object.__setattr__(multimodal, "is_multimodal_pruning_enabled", partial(bool, True))
-        if current_platform.is_cpu():  # whose model runner never asks
+        if current_platform.is_cpu():  # whose model runner loads models in its own way and leaves out to ask
             from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
             CPUModelRunner.is_multimodal_pruning_enabled = property(lambda _: True, lambda *_: None)

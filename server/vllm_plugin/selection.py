@@ -1,18 +1,22 @@
 """The workers' side of pruning: tower outputs kept across questions, and one batched selection for all of a step."""
 
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from covervlm.pruners import PruneInput, Pruner, get_pruner
+from covervlm.pruners.inputs import Selection
 from covervlm.server.engines.feature_cache import FeatureCache
 from covervlm.server.vllm_plugin.architecture import Architecture
 from covervlm.server.vllm_plugin.plan import Plan
+
+log = logging.getLogger(__name__)
 
 _REMEMBERED = 4096
 """Selections kept for reports."""
@@ -25,6 +29,8 @@ class TowerOutput:
     tokens: Tensor
     features: Tensor
     cls_attention: Tensor | None = None
+    intact = True
+    """Nothing to find out when a cache hands it back: every selection looks for NaN and infinity."""
 
     @property
     def nbytes(self) -> int:
@@ -115,20 +121,31 @@ class Selections:
                     )
                 )
                 counts.append(layout.share(plan.budget))
-        selections = iter(pruner.choose(inputs, counts))
+        selections = self._choose(pruner, inputs, counts)
+        # One transfer for all images: each would make the host wait for the device.
+        indices = torch.cat([selection.indices for selection in selections]).cpu()
+        picks = iter(indices.split([len(selection.indices) for selection in selections]))
+        coverages = iter([selection.coverage for selection in selections])
         results = []
         elapsed = (time.perf_counter() - started) * 1e3 / len(plans)
         for plan, output, layout in zip(plans, outputs, layouts, strict=True):
-            mine = [(part, next(selections)) for part in layout.parts]
-            positions = torch.cat([part.positions[selection.indices.cpu()] for part, selection in mine])
-            rows = torch.cat([part.rows[selection.indices.cpu()] for part, selection in mine])
-            positions, order = positions.sort()
+            mine = [(part, next(picks)) for part in layout.parts]
+            rows = torch.cat([part.rows[pick] for part, pick in mine])
+            positions, order = torch.cat([part.positions[pick] for part, pick in mine]).sort()
+            coverage = sum(next(coverages) for _ in mine) / len(mine)
             if len(positions) != plan.kept:
                 raise RuntimeError(f"{plan.method} kept {len(positions)} tokens where {plan.kept} were promised")
-            coverage = sum(selection.coverage for _, selection in mine) / len(mine)
             self._remember(plan.digest, Chosen(tuple(positions.tolist()), coverage, elapsed))
             results.append((output.tokens[rows[order].to(device)], positions))
         return results
+
+    def _choose(self, pruner: Pruner, inputs: Sequence[PruneInput], counts: Sequence[int]) -> list[Selection]:
+        """An exception here would end vLLM's engine for all its requests, so numbers that overflowed count as zero."""
+        try:
+            return pruner.choose(inputs, counts)
+        except ValueError as error:
+            log.warning("a vision tower gave numbers that are none: %s", error)
+            return pruner.choose([_finite(one) for one in inputs], counts)
 
     def _texts(self, questions: Sequence[Sequence[int]], device: torch.device) -> list[Tensor | None]:
         """Input embeddings of every question's words, looked up together."""
@@ -146,3 +163,18 @@ class Selections:
 
     def _key(self, plan: Plan) -> str:
         return plan.image.hex() + ("+cls" if get_pruner(plan.method).uses_cls_attention else "")
+
+
+def _finite(image: PruneInput) -> PruneInput:
+    """The input with zeros for NaN and infinity."""
+
+    def cured(part: Tensor | None) -> Any:
+        return None if part is None else part.nan_to_num(0.0, 0.0, 0.0)
+
+    return replace(
+        image,
+        tokens=cured(image.tokens),
+        features=cured(image.features),
+        text=cured(image.text),
+        cls_attention=cured(image.cls_attention),
+    )

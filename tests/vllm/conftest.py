@@ -1,20 +1,25 @@
-"""Both engines on the same checkpoints, under the real vLLM."""
+"""Real vLLM, started once for every checkpoint, with the transformers engine beside it as the reference."""
 
 import hashlib
 import importlib.util
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import pytest_asyncio
 from demo_model.scenes import make_scene
 from transformers import LlamaConfig, Qwen2_5_VLConfig
 
+from covervlm.server.demo import model_path
 from covervlm.server.engines.base import (
+    GenerationChunk,
     GenerationRequest,
     ImagePart,
     Message,
+    PromptReport,
     PruningPolicy,
     SamplingParams,
     TextPart,
@@ -26,6 +31,9 @@ CURE = str(HERE / "torchvision_cure")
 os.environ["PYTHONPATH"] = CURE
 sys.path.insert(0, CURE)
 importlib.import_module("sitecustomize") if "sitecustomize" not in sys.modules else None
+
+from covervlm.server.engines.transformers import TransformersEngine, TransformersEngineConfig  # noqa: E402
+from covervlm.server.engines.vllm import VllmEngine, VllmEngineConfig  # noqa: E402
 
 
 def _module(name: str) -> ModuleType:
@@ -48,9 +56,67 @@ def _wider_qwen(*, text_config, vision_config, **options):
     return Qwen2_5_VLConfig(text_config=text, vision_config=vision_config | {"out_hidden_size": 128}, **options)
 
 
-_next, _qwen = _module("test_llava_next"), _module("test_qwen2_5_vl")
-_next.LlamaConfig, _qwen.Qwen2_5_VLConfig = _wider_llama, _wider_qwen
-tiny_llava_next, tiny_qwen = _next.checkpoint, _qwen.checkpoint
+def _folder(name: str, tmp_path_factory) -> Path:
+    """The demo, or a checkpoint of random weights as the adapters' tests make it, with heads that vLLM can serve."""
+    if name == "demo":
+        return model_path()
+    module = _module(f"test_{name}")
+    module.LlamaConfig, module.Qwen2_5_VLConfig = _wider_llama, _wider_qwen
+    return module.checkpoint._get_wrapped_function()(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory) -> dict[str, Path]:
+    """One folder for every architecture."""
+    return {name: _folder(name, tmp_path_factory) for name in ("demo", "llava_next", "qwen2_5_vl")}
+
+
+@dataclass(frozen=True)
+class Engines:
+    """The vLLM engine and the transformers engine on one checkpoint."""
+
+    checkpoint: Path
+    vllm: VllmEngine
+    reference: TransformersEngine
+
+
+@pytest_asyncio.fixture(scope="session", params=["demo", "llava_next", "qwen2_5_vl"])
+async def engines(request, checkpoints):
+    path = checkpoints[request.param]
+    vllm = VllmEngine(VllmEngineConfig(str(path), vllm_args="--enforce-eager"))
+    await vllm.start()
+    reference = TransformersEngine(TransformersEngineConfig(str(path), threads=1))
+    await reference.start()
+    yield Engines(path, vllm, reference)
+    await vllm.stop()
+    await reference.stop()
+
+
+@dataclass(frozen=True)
+class Answer:
+    chunks: list[GenerationChunk]
+
+    @property
+    def text(self) -> str:
+        return "".join(chunk.text for chunk in self.chunks)
+
+    @property
+    def prompt(self) -> PromptReport:
+        return self.chunks[0].prompt
+
+    @property
+    def logprobs(self) -> list[tuple[str, float]]:
+        return [(entry.token, entry.logprob) for chunk in self.chunks for entry in chunk.logprobs]
+
+
+@pytest.fixture(scope="session")
+def answer():
+    """answer(engine, request): all of the answer."""
+
+    async def collect(engine, request) -> Answer:
+        return Answer([chunk async for chunk in engine.generate(request)])
+
+    return collect
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,134 @@
+"""Requests into vLLM's terms, off the event loop, and what became of their prompts into reports."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from covervlm.server.engines.base import GenerationRequest, ImagePart, ImageReport, InvalidRequest, PromptReport
+from covervlm.server.engines.selection import guiding_text, pruner_for
+from covervlm.server.models.processor import ChatProcessor
+from covervlm.server.vllm_plugin.plan import FIELD
+from covervlm.server.vllm_plugin.processor import PruningProcessor
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A request as vLLM takes it. digests: its images' plans by name, empty where nothing is pruned."""
+
+    engine_input: Any
+    reports: tuple[ImageReport, ...]
+    digests: tuple[str, ...]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.engine_input["prompt_token_ids"])
+
+
+class Prompts:
+    """Makes prompts for a running vLLM and tells what became of them."""
+
+    def __init__(self, llm: AsyncLLM, processor: PruningProcessor, workers: int) -> None:
+        """workers: threads that tokenise; vLLM has its own for images."""
+        self._llm = llm
+        self._processor = processor
+        self._chat = ChatProcessor(processor.info.get_hf_processor(), processor.placeholders)
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="covervlm-preprocess")
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def render(self, request: GenerationRequest) -> Rendered:
+        """Tokenise, resize and plan, off the event loop."""
+        started = time.perf_counter()
+        images = _still_images(request)
+        option = _option(request, self._processor)
+        prompt = await asyncio.get_running_loop().run_in_executor(self._pool, self._chat.tokenize, request.messages)
+        self.token_limit(request, len(prompt.ids))
+        tokens: dict[str, Any] = {"prompt_token_ids": list(prompt.ids)}
+        if images:
+            tokens["multi_modal_data"] = {"image": [part.image for part in images]}
+            tokens["multi_modal_uuids"] = {"image": [part.digest for part in images]}
+            tokens["mm_processor_kwargs"] = {FIELD: option}
+        (engine_input,) = await self._llm.renderer.render_cmpl_async([tokens])
+        reports, digests = [], []
+        if images:
+            placeholders, names = engine_input["mm_placeholders"]["image"], engine_input["mm_hashes"]["image"]
+            for part, placeholder, name in zip(images, placeholders, names, strict=True):
+                layout = self._processor.layout(*part.image.size, {})
+                pruned = placeholder.length < layout.total
+                method = request.pruning.method if pruned else "none"
+                reports.append(ImageReport(layout.total, placeholder.length, method, coverage=None if pruned else 1.0))
+                digests.append(name)
+        return Rendered(engine_input, tuple(reports), tuple(digests), {"preprocess": time.perf_counter() - started})
+
+    async def report(
+        self, request: GenerationRequest, rendered: Rendered, output: Any, *, asked_for: bool = False
+    ) -> PromptReport:
+        """What became of the prompt. Indices and coverage are asked of the workers where the request wants them."""
+        reports: Sequence[ImageReport] = rendered.reports
+        if reports and (asked_for or request.pruning.return_indices):
+            reports = await self._with_indices(request, rendered)
+        seconds = dict(rendered.seconds)
+        if (metrics := output.metrics) is not None and metrics.first_token_ts:
+            seconds["queue"] = max(0.0, metrics.scheduled_ts - metrics.queued_ts)
+            seconds["prefill"] = max(0.0, metrics.first_token_ts - metrics.scheduled_ts)
+        return PromptReport(rendered.prompt_tokens, tuple(reports), seconds)
+
+    async def _with_indices(self, request: GenerationRequest, rendered: Rendered) -> list[ImageReport]:
+        workers = await self._llm.collective_rpc("covervlm_chosen", args=(list(rendered.digests),))
+        reports = []
+        for i, (report, part) in enumerate(zip(rendered.reports, _still_images(request), strict=True)):
+            indices: Sequence[int] | None = range(report.total)
+            if report.kept < report.total:
+                found = next((worker[i] for worker in workers if worker[i] is not None), None)
+                indices, coverage, milliseconds = (None, None, 0.0) if found is None else found
+                report = replace(report, coverage=coverage, milliseconds=milliseconds)
+            if request.pruning.return_indices and indices is not None:
+                layout, size = self._processor.layout(*part.image.size, {}), part.image.size
+                report = replace(report, indices=tuple(indices), grid=layout.grid, box=self._processor.box(*size))
+            reports.append(report)
+        return reports
+
+    def token_limit(self, request: GenerationRequest, prompt_tokens: int) -> int:
+        """The most tokens that may be generated; InvalidRequest where the model's context is too short."""
+        asked, context = request.sampling.max_tokens, self._llm.model_config.max_model_len
+        if prompt_tokens + (asked or 1) > context:
+            wanted = f" and {asked} for the answer" if asked else ""
+            raise InvalidRequest(
+                f"This model's context is {context} tokens, but the prompt needs {prompt_tokens}{wanted}. "
+                "Shorten the messages, lower max_tokens, or keep fewer vision tokens (vision_pruning.keep_tokens).",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        return asked or context - prompt_tokens
+
+
+def _still_images(request: GenerationRequest) -> list[ImagePart]:
+    images = [part for part in request.images if isinstance(part, ImagePart)]
+    if len(images) < len(request.images):
+        raise InvalidRequest("The vLLM engine reads images, not videos; send frames as images.", param="messages")
+    return images
+
+
+def _option(request: GenerationRequest, processor: PruningProcessor) -> dict[str, Any]:
+    """The request's policy as the plugin takes it; InvalidRequest for what it cannot do."""
+    policy, architecture = request.pruning, processor.architecture
+    pruner_for(policy, architecture.pruner_params, has_cls_token=architecture.has_cls_token)
+    if policy.coverage is not None:
+        raise InvalidRequest(
+            "The vLLM engine must know the number of vision tokens before it looks at the image, so it takes no "
+            "coverage budgets; use keep_tokens or keep_ratio.",
+            param="vision_pruning.coverage",
+        )
+    if not policy.prunes:
+        return {"method": "none"}
+    counts = list(policy.keep_tokens) if isinstance(policy.keep_tokens, tuple) else policy.keep_tokens
+    budget = {"keep_ratio": policy.keep_ratio} if counts is None else {"keep_tokens": counts}
+    seed = request.sampling.seed or 0
+    return {"method": policy.method, **budget, "question": guiding_text(request), "seed": seed}

@@ -1,0 +1,42 @@
+"""Greedy answers of vLLM's own classes, in a process of their own: reads requests from stdin, writes JSON to stdout.
+
+In: {checkpoint: [[token ids, image path], ...]}. Out: {checkpoint: [[[token, log probability], ...], ...]}.
+Run with VLLM_PLUGINS="", so that no plugin is loaded.
+"""
+
+import json
+import os
+import sys
+
+from PIL import Image
+
+
+def answers(checkpoint: str, requests: list[tuple[list[int], str]], tokens: int = 8) -> list[list[tuple[str, float]]]:
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(checkpoint, dtype="float32", enforce_eager=True, distributed_executor_backend="uni")
+    assert "covervlm" not in str(type(llm.llm_engine.renderer.get_mm_processor()))
+    params = SamplingParams(temperature=0, max_tokens=tokens, logprobs=0)
+    results = []
+    for ids, path in requests:
+        prompt = {"prompt_token_ids": ids, "multi_modal_data": {"image": Image.open(path)}}
+        (output,) = llm.generate([prompt], params, use_tqdm=False)
+        steps = zip(output.outputs[0].token_ids, output.outputs[0].logprobs, strict=True)
+        tokenizer = llm.get_tokenizer()
+        results.append([(tokenizer.decode([token]), step[token].logprob) for token, step in steps])
+    return results
+
+
+def main() -> None:
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    everything = {}
+    for checkpoint, requests in json.load(sys.stdin).items():
+        everything[checkpoint] = answers(checkpoint, requests)
+        cleanup_dist_env_and_memory()
+    with os.fdopen(3, "w") as result:  # vLLM's log has stdout
+        json.dump(everything, result)
+
+
+if __name__ == "__main__":
+    main()

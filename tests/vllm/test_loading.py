@@ -1,0 +1,57 @@
+"""The plugin is loaded where it can work, and refuses in plain words where it cannot."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+import vllm
+import vllm.plugins
+from vllm import ModelRegistry
+from vllm.model_executor.model_loader import utils as loader
+
+from covervlm.server.engines.registry import StartupError, start_engine
+from covervlm.server.settings import Settings
+from covervlm.server.vllm_plugin import ARCHITECTURES, UnsupportedVllm, check_version, register
+
+LLAVA = "LlavaForConditionalGeneration"
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.1", "0.32.0+cpu", "0.32.1.dev3+g12ab"])
+def test_this_vllm_is_supported(version):
+    check_version(version)
+
+
+@pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "0.33.0rc1", "1.0.0", "0.8.5", "dev"])
+def test_another_vllm_is_refused_with_the_range_and_the_way_out(version):
+    with pytest.raises(UnsupportedVllm, match=rf"vLLM >=0\.32,<0\.33, but vLLM {version} is.*VLLM_PLUGINS"):
+        check_version(version)
+
+
+def test_the_range_is_the_one_that_pip_installs():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert "vllm>=0.32,<0.33" in project["optional-dependencies"]["vllm"]
+
+
+def test_an_unsupported_vllm_ends_the_process_that_loads_its_plugins(monkeypatch):
+    monkeypatch.setattr(vllm, "__version__", "0.33.0")
+    monkeypatch.setattr(vllm.plugins, "plugins_loaded", False)
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    with pytest.raises(UnsupportedVllm):
+        vllm.plugins.load_general_plugins()
+
+
+def test_vllm_resolves_every_architecture_to_a_class_of_ours():
+    register()
+    for architecture, path in ARCHITECTURES.items():
+        assert ModelRegistry.models[architecture].module_name == path.partition(":")[0]
+
+
+async def test_our_server_does_not_start_on_classes_that_do_not_prune(monkeypatch):
+    """Before weights are loaded: a server that silently does not prune would only be noticed by its bill."""
+    monkeypatch.setattr(loader, "_MODEL_ARCH_BY_HASH", {})
+    ModelRegistry.register_model(LLAVA, f"vllm.model_executor.models.llava:{LLAVA}")
+    try:
+        with pytest.raises(StartupError, match=r"does not prune.*VLLM_PLUGINS"):
+            await start_engine(Settings(engine="vllm", vllm_args="--enforce-eager"))
+    finally:
+        register()

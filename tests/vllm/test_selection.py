@@ -1,0 +1,78 @@
+"""The workers' side of pruning, on tower outputs made up here."""
+
+import pytest
+import torch
+
+from covervlm.pruners import PruneInput, get_pruner
+from covervlm.server.vllm_plugin.architecture import Architecture
+from covervlm.server.vllm_plugin.layouts import GridLayouts
+from covervlm.server.vllm_plugin.plan import Plan
+from covervlm.server.vllm_plugin.selection import Selections, TowerOutput
+
+WORDS = torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
+CPU = torch.device("cpu")
+
+
+def plan(image: int, question=(3, 4), method="mmtok", kept=4) -> Plan:
+    return Plan(bytes([image] * 16), (4, 6), method, budget=kept, kept=kept, question=question)
+
+
+def output(seed: int) -> TowerOutput:
+    generator = torch.Generator().manual_seed(seed)
+    return TowerOutput(torch.randn(24, 16, generator=generator), torch.randn(24, 8, generator=generator))
+
+
+@pytest.fixture
+def selections():
+    architecture = Architecture(GridLayouts(), {}, has_cls_token=False)
+    return Selections(architecture, embed=lambda ids: WORDS[ids], cache_bytes=10**6)
+
+
+def test_a_step_of_many_images_selects_as_the_pruner_does_for_each(selections):
+    plans = [plan(i, question=(i, i + 1, 9)[: 1 + i % 3], kept=1 + i) for i in range(6)]
+    plans += [plan(i, method="divprune", question=()) for i in range(6)]
+    looked = [(one, output(one.image[0])) for one in plans[:6]]
+    results = selections.run(plans, looked, CPU)
+    for one, (tokens, positions) in zip(plans, results, strict=True):
+        seen = output(one.image[0])
+        text = WORDS[list(one.question)] if one.question else None
+        [expected] = get_pruner(one.method).select([PruneInput(seen.tokens, seen.features, text)], one.kept)
+        assert positions.tolist() == expected.tolist()
+        assert torch.equal(tokens, seen.tokens[expected])
+
+
+def test_the_tower_looks_once_at_an_image_whatever_is_asked(selections):
+    first, second = plan(1, question=(1,)), plan(1, question=(2,))
+    assert selections.missing([first, second]) == [0]
+    selections.run([first, second], [(first, output(1))], CPU)
+    assert selections.missing([plan(1, question=(7,)), plan(2)]) == [1]
+
+
+def test_without_a_cache_the_tower_looks_every_time():
+    selections = Selections(Architecture(GridLayouts(), {}, False), lambda ids: WORDS[ids], cache_bytes=0)
+    selections.run([plan(1)], [(plan(1), output(1))], CPU)
+    assert selections.missing([plan(1)]) == [0]
+
+
+def test_numbers_that_overflowed_in_a_tower_harm_no_other_image(selections):
+    spoilt = output(1)
+    spoilt.tokens[3, 2], spoilt.features[5, 0] = torch.nan, torch.inf
+    (tokens, positions), (_, others) = selections.run(
+        [plan(1), plan(2)], [(plan(1), spoilt), (plan(2), output(2))], CPU
+    )
+    assert len(tokens) == len(set(positions.tolist())) == 4
+    seen = output(2)
+    [expected] = get_pruner("mmtok").select([PruneInput(seen.tokens, seen.features, WORDS[[3, 4]])], 4)
+    assert others.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("method", ["mmtok", "none"])
+def test_a_plan_survives_the_way_to_the_workers(method):
+    sent = Plan(bytes(range(240, 256)), (336, 90), method, 64, 64, (5, 2**31), seed=-(2**63))
+    assert Plan.from_tensor(sent.to_tensor()) == sent
+
+
+def test_digests_tell_apart_whatever_changes_what_is_read():
+    plans = [plan(1), plan(2), plan(1, kept=5), plan(1, question=(4, 3)), plan(1, method="vision_coverage")]
+    assert len({one.digest for one in plans}) == len(plans)
+    assert plan(1).whole().digest == plan(1, question=(8,), method="divprune").whole().digest
