@@ -64,7 +64,7 @@ $(PEERS)/.ready: constraints-peers.txt
 	touch $@
 
 $(VLLM)/.ready: constraints-vllm.txt
-	$(PYTHON) -m venv $(VLLM)
+	$(PYTHON) -m venv --clear $(VLLM)
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -r constraints-vllm.txt
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 import pytest_asyncio
+from chat_bodies import SEED
 from demo_model.scenes import make_scene
 from transformers import LlamaConfig, Qwen2_5_VLConfig
 
@@ -126,7 +127,7 @@ def ask():
     def make(numbers, text, *, pruning=None, size=None, **sampling):
         parts = []
         for number in numbers:
-            image = make_scene(60_000_000 + number).image
+            image = make_scene(SEED + number).image
             image = image if size is None else image.resize(size)
             parts.append(ImagePart(image, hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()))
         params = SamplingParams(**{"temperature": 0.0, "max_tokens": 8} | sampling)

@@ -3,10 +3,10 @@
 import asyncio
 
 import pytest
+from chat_bodies import QUESTIONS
 
 from covervlm.server.engines.base import InvalidRequest
 
-QUESTIONS = ["what color is the circle ?", "how many squares are there ?", "is there a star ?"]
 POLICIES = [
     {},
     {"keep_tokens": 8},

@@ -1,19 +1,15 @@
 """Our HTTP API over the vLLM engine."""
 
 import asyncio
-import base64
-import io
 import json
 
 import httpx
 import pytest
 import pytest_asyncio
-from demo_model.scenes import make_scene
+from chat_bodies import QUESTIONS, body
 
 from covervlm.server import create_app
 from covervlm.server.settings import Settings
-
-QUESTION = "what color is the circle ?"
 
 pytestmark = pytest.mark.parametrize("engines", ["demo"], indirect=True, scope="session")
 
@@ -25,23 +21,6 @@ async def client(engines):
     transport = httpx.ASGITransport(create_app(settings, engines.vllm))
     async with httpx.AsyncClient(transport=transport, base_url="http://covervlm", timeout=60) as client:
         yield client
-
-
-def body(numbers, question=QUESTION, **fields):
-    content = []
-    for number in numbers:
-        buffer = io.BytesIO()
-        make_scene(60_000_000 + number).image.save(buffer, "PNG")
-        url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-        content.append({"type": "image_url", "image_url": {"url": url}})
-    content.append({"type": "text", "text": question})
-    return {
-        "model": "demo",
-        "messages": [{"role": "user", "content": content}],
-        "temperature": 0,
-        "max_tokens": 8,
-        **fields,
-    }
 
 
 async def test_the_report_names_counts_method_indices_and_coverage(client):
@@ -105,7 +84,7 @@ async def test_metrics_are_ours_and_vllms(client):
 
 async def test_a_closed_request_is_aborted_in_vllm(engines, ask):
     """Nobody reads on, so the scheduler must not go on with it."""
-    request = ask([6], QUESTION, max_tokens=400, ignore_eos=True)
+    request = ask([6], QUESTIONS[0], max_tokens=400, ignore_eos=True)
     stream = engines.vllm.generate(request)
     await anext(stream)
     await stream.aclose()
@@ -122,4 +101,4 @@ async def test_a_full_queue_is_overload(engines, ask, answer, monkeypatch):
 
     monkeypatch.setitem(engines.vllm._unfinished, "somebody", 32 + 256)
     with pytest.raises(EngineOverloaded, match="already waiting"):
-        await answer(engines.vllm, ask([1], QUESTION))
+        await answer(engines.vllm, ask([1], QUESTIONS[0]))

@@ -1,9 +1,7 @@
 """vLLM's own server with the plugin installed, and nothing else of ours in it."""
 
 import asyncio
-import base64
 import contextlib
-import io
 import json
 import os
 import re
@@ -15,12 +13,11 @@ import time
 import httpx
 import pytest
 import pytest_asyncio
-from demo_model.scenes import make_scene
+from chat_bodies import QUESTIONS, body
 
 from covervlm.server.demo import model_path
 from covervlm.server.engines.transformers import TransformersEngine, TransformersEngineConfig
 
-QUESTIONS = ["what color is the circle ?", "how many squares are there ?", "is there a star ?"]
 WHOLE = {"method": "none"}
 LOADED = re.compile(r"^(?:\(([A-Za-z]+)\S* pid=\d+\) )?INFO .*covervlm \S+ prunes images in this process", re.MULTILINE)
 
@@ -63,24 +60,15 @@ async def client(server):
         yield client
 
 
-def body(numbers, question, option=None, **fields):
-    content = []
-    for number in numbers:
-        buffer = io.BytesIO()
-        make_scene(60_000_000 + number).image.save(buffer, "PNG")
-        url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-        content.append({"type": "image_url", "image_url": {"url": url}})
-    content.append({"type": "text", "text": question})
+def pruned(numbers, question, option=None, **fields):
+    """The demo's template leaves the first token to the tokenizer; vLLM's chats have none unless they ask for it."""
     given = {} if option is None else {"mm_processor_kwargs": {"vision_prune": option}}
-    messages = [{"role": "user", "content": content}]
-    # The demo's template leaves the first token to the tokenizer; vLLM's chats have none unless they ask for it.
-    own = {"model": "demo", "messages": messages, "temperature": 0, "max_tokens": 8, "add_special_tokens": True}
-    return own | given | fields
+    return body(numbers, question, add_special_tokens=True, **given, **fields)
 
 
 async def ask(client, *arguments, **fields):
     """Text and prompt tokens."""
-    response = await client.post("/v1/chat/completions", json=body(*arguments, **fields))
+    response = await client.post("/v1/chat/completions", json=pruned(*arguments, **fields))
     assert response.status_code == 200, response.text
     return response.json()["choices"][0]["message"]["content"], response.json()["usage"]["prompt_tokens"]
 
@@ -173,6 +161,6 @@ async def metric(client, name) -> float:
     ],
 )
 async def test_bad_budgets_are_answered_with_400_and_the_reason(client, option, reason):
-    response = await client.post("/v1/chat/completions", json=body([1], QUESTIONS[0], option))
+    response = await client.post("/v1/chat/completions", json=pruned([1], QUESTIONS[0], option))
     assert response.status_code == 400
     assert reason in response.json()["error"]["message"]

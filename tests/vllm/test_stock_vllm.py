@@ -9,16 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from chat_bodies import QUESTIONS, SEED
 from demo_model.scenes import make_scene
 from safetensors.torch import load_file, save_file
 from vllm import SamplingParams
 
-QUESTIONS = ["what color is the circle ?", "is there a star ?"]
 SCENES = [(11, None), (12, (90, 60)), (13, (40, 120))]
 
 
 def image(number, size):
-    scene = make_scene(60_000_000 + number).image
+    scene = make_scene(SEED + number).image
     return scene if size is None else scene.resize(size)
 
 
@@ -37,7 +37,7 @@ def stock(checkpoints, tmp_path_factory):
         for number, size in SCENES:
             file = folder / f"{number}.png"
             image(number, size).save(file)
-            for question in QUESTIONS:
+            for question in QUESTIONS[:2]:
                 ids = tokenizer(f"{mark} {question}").input_ids
                 asked[str(path)].append((ids, str(file)))
     reading, writing = os.pipe()
