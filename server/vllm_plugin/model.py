@@ -12,7 +12,7 @@ from covervlm.pruners import get_pruner
 from covervlm.server.vllm_plugin.architecture import architecture_of
 from covervlm.server.vllm_plugin.plan import FIELD, Plan
 from covervlm.server.vllm_plugin.policy import server_wide
-from covervlm.server.vllm_plugin.selection import Selections, TowerOutput
+from covervlm.server.vllm_plugin.selection import Selections, TowerOutput, in_batches
 
 
 class PruningModel(nn.Module):
@@ -25,6 +25,7 @@ class PruningModel(nn.Module):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         config = vllm_config.model_config.hf_config
+        self._tokens_at_once = vllm_config.scheduler_config.max_num_encoder_input_tokens
         warm_up(vllm_config.device_config.device_type, dtype=vllm_config.model_config.dtype)
         self.selections = Selections(
             architecture_of(config),
@@ -46,9 +47,12 @@ class PruningModel(nn.Module):
             for i, embedding in zip(whole, unpruned, strict=True):
                 embeddings[i] = embedding
         if pruned:
-            kept = self._pruned([plans[i] for i in pruned], [self._only(kwargs, [i]) for i in pruned])
-            for i, embedding in zip(pruned, kept, strict=True):
-                embeddings[i] = embedding
+            # vLLM lets as many images into a step as their kept tokens allow, maybe ten times what it has memory for.
+            sizes = [self.selections.layout(plans[i]).total for i in pruned]
+            for batch in in_batches(pruned, sizes, self._tokens_at_once):
+                kept = self._pruned([plans[i] for i in batch], [self._only(kwargs, [i]) for i in batch])
+                for i, embedding in zip(batch, kept, strict=True):
+                    embeddings[i] = embedding
         return embeddings
 
     def _pruned(self, plans: Sequence[Plan], inputs: Sequence[dict[str, Any]]) -> list[Tensor]:

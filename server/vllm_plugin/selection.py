@@ -14,6 +14,7 @@ from covervlm.pruners import PruneInput, Pruner, get_pruner
 from covervlm.pruners.inputs import Selection
 from covervlm.server.engines.feature_cache import FeatureCache
 from covervlm.server.vllm_plugin.architecture import Architecture
+from covervlm.server.vllm_plugin.layouts import Layout
 from covervlm.server.vllm_plugin.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,10 @@ class Selections:
     def __post_init__(self) -> None:
         self.cache = FeatureCache(self.cache_bytes)
 
+    def layout(self, plan: Plan) -> Layout:
+        """The unpruned tokens of a plan's image."""
+        return self.architecture.layouts(plan.shape)
+
     def missing(self, plans: Sequence[Plan]) -> list[int]:
         """Which of the plans' images the tower must look at; of equal ones, the first."""
         keys = [self._key(plan) for plan in plans]
@@ -103,7 +108,7 @@ class Selections:
         started = time.perf_counter()
         device = outputs[0].tokens.device
         texts = self._texts([plan.question for plan in plans], device)
-        layouts = [self.architecture.layouts(plan.shape) for plan in plans]
+        layouts = [self.layout(plan) for plan in plans]
         inputs, counts = [], []
         for plan, output, text, layout in zip(plans, outputs, texts, layouts, strict=True):
             for number, part in enumerate(layout.parts):
@@ -163,6 +168,19 @@ class Selections:
 
     def _key(self, plan: Plan) -> str:
         return plan.image.hex() + ("+cls" if get_pruner(plan.method).uses_cls_attention else "")
+
+
+def in_batches(images: Sequence[int], sizes: Sequence[int], most: int) -> list[list[int]]:
+    """The images in order, in batches whose sizes sum to `most` at most; a larger one has a batch of its own."""
+    batches: list[list[int]] = []
+    room = 0
+    for image, size in zip(images, sizes, strict=True):
+        if not batches or size > room:
+            batches.append([])
+            room = most
+        batches[-1].append(image)
+        room -= size
+    return batches
 
 
 def _finite(image: PruneInput) -> PruneInput:

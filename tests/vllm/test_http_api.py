@@ -91,6 +91,13 @@ async def test_a_closed_request_is_aborted_in_vllm(engines, ask):
     await asyncio.wait_for(until_idle(engines.vllm), 30)
 
 
+async def test_what_takes_too_long_is_a_504_and_leaves_vllm(client, engines):
+    long = body([7], max_tokens=400, ignore_eos=True)
+    response = await client.post("/v1/chat/completions", json=long, headers={"X-Request-Timeout": "0.2"})
+    assert response.status_code == 504
+    await asyncio.wait_for(until_idle(engines.vllm), 30)
+
+
 async def until_idle(engine):
     while engine._llm.output_processor.has_unfinished_requests():
         await asyncio.sleep(0.01)

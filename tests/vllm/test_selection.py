@@ -7,7 +7,7 @@ from covervlm.pruners import PruneInput, get_pruner
 from covervlm.server.vllm_plugin.architecture import Architecture
 from covervlm.server.vllm_plugin.layouts import GridLayouts
 from covervlm.server.vllm_plugin.plan import Plan
-from covervlm.server.vllm_plugin.selection import Selections, TowerOutput
+from covervlm.server.vllm_plugin.selection import Selections, TowerOutput, in_batches
 
 WORDS = torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
 CPU = torch.device("cpu")
@@ -76,3 +76,9 @@ def test_digests_tell_apart_whatever_changes_what_is_read():
     plans = [plan(1), plan(2), plan(1, kept=5), plan(1, question=(4, 3)), plan(1, method="vision_coverage")]
     assert len({one.digest for one in plans}) == len(plans)
     assert plan(1).whole().digest == plan(1, question=(8,), method="divprune").whole().digest
+
+
+def test_a_steps_images_come_in_batches_of_bounded_tower_work():
+    assert in_batches([4, 5, 6, 9], [3, 3, 3, 3], most=6) == [[4, 5], [6, 9]]
+    assert in_batches([1, 2, 3], [2, 90, 2], most=6) == [[1], [2], [3]]
+    assert in_batches([], [], most=6) == []
