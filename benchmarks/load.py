@@ -6,6 +6,7 @@
     python benchmarks/load.py --concurrency 8 --rate 0.5 1.0        closed loop, and Poisson arrivals at given rates
     python benchmarks/load.py --model random --peer transformers    beside `transformers serve` on the same model
     python benchmarks/load.py --engine vllm --peer vllm --python .venv-vllm/bin/python
+    python benchmarks/load.py --budgets 192 64 vision_coverage:64   a budget may name its method
     python benchmarks/load.py --scenario overload --model random    a fixed budget against one that gives way
 
 The load comes from guidellm, in an environment of its own (`make .venv-load/.ready`); this program adds the budgets,
@@ -21,6 +22,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
 from speed.load_generator import Load, LoadGenerator, Variant
@@ -63,6 +65,7 @@ class Servers:
         options = ("--model", str(self._model), "--served-model-name", NAME, "--engine", arguments.engine, *options)
         options += ("--threads", arguments.threads) if arguments.threads else ()
         if arguments.engine == "vllm":
+            options += ("--vllm-args=--enforce-eager --max-model-len 1024",)  # as the plain vLLM of `peers` has it
             environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": str(TORCHVISION_CURE)}
             return self._stack.enter_context(local_server(options, arguments.python, environment))
         return self._stack.enter_context(local_server(options))
@@ -80,9 +83,11 @@ def budget_variants(arguments: argparse.Namespace, servers: Servers) -> list[Var
     """Unpruned and every budget on one server, which takes them by request; then the peers."""
     url = servers.ours()
     exact = {} if arguments.tokens is None else {"ignore_eos": True}
-    budgets = {"unpruned": {"method": "none"}} | {
-        f"{arguments.method} {keep}": {"method": arguments.method, "keep_tokens": keep} for keep in arguments.budgets
-    }
+    budgets: dict[str, dict[str, Any]] = {"unpruned": {"method": "none"}}
+    for budget in arguments.budgets:
+        method, _, keep = budget.rpartition(":")
+        method = method or arguments.method
+        budgets[f"{method} {keep}"] = {"method": method, "keep_tokens": int(keep)}
     variants = [Variant(name, url, NAME, {"vision_pruning": fields, **exact}) for name, fields in budgets.items()]
     return variants + [servers.peer(name) for name in arguments.peer]
 
@@ -169,7 +174,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--peer", choices=["transformers", "vllm"], action="append", default=[], help="may be repeated")
     parser.add_argument("--python", type=Path, help="the interpreter of the environment that holds vLLM")
     parser.add_argument("--method", default="mmtok")
-    parser.add_argument("--budgets", type=int, nargs="*", default=[192, 128, 64, 32])
+    parser.add_argument("--budgets", nargs="*", default=["192", "128", "64", "32"], metavar="[METHOD:]COUNT")
     parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 8, 32], help="closed loops (default: 1 8 32)")
     parser.add_argument("--rate", type=float, nargs="*", default=[], help="open loops: Poisson arrivals a second")
     parser.add_argument("--images", choices=IMAGES, default="new", help="a new image per request, or always the same")
