@@ -1,0 +1,123 @@
+"""The vLLM engine in closed loops: unpruned, MMTok at 192 and 64 tokens, and vision coverage at 64, side by side.
+
+    python benchmarks/vllm_load.py --python .venv-vllm/bin/python                      a new image with every request
+    python benchmarks/vllm_load.py --python .venv-vllm/bin/python --images same        one image, other questions
+
+One server answers all four on random weights whose language model dominates (`benchmarks/speed/random_llava.py`). A row
+is printed as soon as it is measured. Every answer has exactly --tokens tokens, and an error ends the program. Unlike
+`load.py`, the client is a few lines of asyncio, so that a run of one row per load fits into five minutes on two cores.
+"""
+
+import argparse
+import asyncio
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from speed.local_server import local_server
+from speed.peers import TORCHVISION_CURE
+from speed.random_llava import save_random_llava
+from speed.streamed import Streamed, ask, http_client
+from speed.workload import IMAGES, Asked, workload
+
+MODEL = Path("results/random-llava")
+VARIANTS = {
+    "unpruned": {"method": "none"},
+    "mmtok 192": {"method": "mmtok", "keep_tokens": 192},
+    "mmtok 64": {"method": "mmtok", "keep_tokens": 64},
+    "vision_coverage 64": {"method": "vision_coverage", "keep_tokens": 64},
+}
+HEADER = "| at once | vision tokens | requests/s | of unpruned | first token s, median | 95 % | prompt tokens |"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One load on one variant."""
+
+    answers: list[Streamed]
+    seconds: float
+
+    @property
+    def requests_per_second(self) -> float:
+        return len(self.answers) / self.seconds
+
+    def row(self, name: str, streams: int, baseline: float) -> str:
+        first = sorted(answer.first_text for answer in self.answers)
+        late = first[min(len(first) - 1, round(0.95 * (len(first) - 1)))]
+        prompt = statistics.median(answer.prompt_tokens for answer in self.answers)
+        rate = self.requests_per_second
+        times = f"{statistics.median(first):.2f} | {late:.2f}"
+        return f"| {streams} | {name} | {rate:.2f} | {rate / baseline:.2f} | {times} | {prompt:.0f} |"
+
+
+def body(asked: Asked, pruning: dict[str, Any], tokens: int) -> dict[str, Any]:
+    content = [{"type": "image_url", "image_url": {"url": asked.image}}, {"type": "text", "text": asked.question}]
+    return {
+        "model": "model",
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "max_tokens": tokens,
+        "ignore_eos": True,
+        "vision_pruning": pruning,
+        "messages": [{"role": "user", "content": content}],
+    }
+
+
+async def closed_loop(url: str, bodies: Sequence[dict[str, Any]], streams: int) -> Run:
+    """All requests, `streams` of them at any time."""
+    waiting = iter(bodies)
+    answers: list[Streamed] = []
+
+    async def stream() -> None:
+        for one in waiting:
+            answers.append(await ask(client, one))
+
+    async with http_client(url, streams) as client:
+        start = time.perf_counter()
+        await asyncio.gather(*(stream() for _ in range(streams)))
+        return Run(answers, time.perf_counter() - start)
+
+
+async def measure(url: str, arguments: argparse.Namespace) -> None:
+    number = 0
+    for pruning in VARIANTS.values():
+        await closed_loop(url, [body(one, pruning, 2) for one in workload("new", 1, number)], 1)
+    print(f"{HEADER}\n{'|---' * 7}|", flush=True)
+    for streams in arguments.concurrency:
+        baseline = 0.0
+        for name, pruning in VARIANTS.items():
+            number += 1
+            count = max(2, streams) * arguments.requests_per_stream
+            asked = workload(arguments.images, count, number)
+            run = await closed_loop(url, [body(one, pruning, arguments.tokens) for one in asked], streams)
+            baseline = baseline or run.requests_per_second
+            print(run.row(name, streams, baseline), flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--python", type=Path, required=True, help="the interpreter of the environment that holds vLLM")
+    parser.add_argument("--images", choices=IMAGES, default="new")
+    parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 8, 32])
+    parser.add_argument("--requests-per-stream", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=8, help="tokens of every answer (default: 8)")
+    arguments = parser.parse_args(argv)
+    if not (MODEL / "model.safetensors").exists():
+        save_random_llava(MODEL)
+    options = ["--model", str(MODEL), "--served-model-name", "model", "--engine", "vllm"]
+    options += ["--vllm-args=--enforce-eager --max-model-len 1024"]
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "PYTHONPATH": str(TORCHVISION_CURE)}
+    # Both of two cores for the worker; vLLM would keep one of them for its front end.
+    environment |= {"VLLM_CPU_OMP_THREADS_BIND": "0-1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+    with local_server(options, arguments.python, environment) as url:
+        asyncio.run(measure(url, arguments))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
