@@ -27,7 +27,7 @@ def cluster(
 
     subject: what the images show, e.g. "fruit". words: the aspect's possible values; by default the served model is
     asked for them. clusters: how many, by default as many as fit best. prompt: a sentence that ends in *, the word's
-    place, instead of "SUBJECT with a ASPECT of *". parameters: Multi-MaP's.
+    place; by default the server chooses one. parameters: Multi-MaP's.
     """
     body = {
         "images": [image_part(image) for image in sources(images)],

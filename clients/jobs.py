@@ -88,5 +88,10 @@ def cancel(job: str | Job[R]) -> Call[Job[R]]:
     return Call("DELETE", f"/v1/jobs/{name_of(job)}", Job[R].read)
 
 
+def forget(job: str | Job[R]) -> Call[Job[R]]:
+    """Delete a finished job with its result; the answer is what it was."""
+    return Call("DELETE", f"/v1/jobs/{name_of(job)}?forget=true", Job[R].read, repeatable=False)
+
+
 def name_of(job: str | Job[Any]) -> str:
     return job if isinstance(job, str) else job.id

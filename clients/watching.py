@@ -89,6 +89,7 @@ class Jobs(Part):
     get = blocking(jobs.get)
     list = blocking(jobs.list_all)
     cancel = blocking(jobs.cancel)
+    forget = blocking(jobs.forget)
 
     def watch(self, job: str | Job[R], *, timeout: float | None = None) -> Iterator[Job[R]]:
         """The job now and at every change, its final state last; lost connections are made again.
@@ -123,6 +124,7 @@ class AsyncJobs(AsyncPart):
     get = asynchronous(jobs.get)
     list = asynchronous(jobs.list_all)
     cancel = asynchronous(jobs.cancel)
+    forget = asynchronous(jobs.forget)
 
     async def watch(self, job: str | Job[R], *, timeout: float | None = None) -> AsyncGenerator[Job[R], None]:
         """The job now and at every change, its final state last; lost connections are made again."""

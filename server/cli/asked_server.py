@@ -40,6 +40,11 @@ def asked_server(arguments: argparse.Namespace) -> Iterator[Client]:
             return
         from covervlm.server.cli.own_server import own_server
 
+        if hasattr(arguments, "clip_model"):
+            own.setdefault("clip_model", os.environ.get("COVERVLM_CLIP_MODEL", "demo"))
+        else:
+            own["clip_model"] = "none"
+
         if sys.stderr.isatty():
             print("loading the model ...", end="\r", file=sys.stderr, flush=True)
         with own_server(own) as (address, key), Client(address, api_key=key, timeout=3600) as client:

@@ -15,11 +15,19 @@ import uvicorn
 from pydantic import ValidationError
 
 from covervlm.server.cli.problems import USAGE, CommandError
-from covervlm.server.engines.registry import StartupError, start_engine
+from covervlm.server.engines.registry import StartupError, build_engine
 from covervlm.server.settings import Settings, SettingsError, one_line
 
-_BODY = 1024**3
-"""Bytes that a request may have: the pictures are on this machine already."""
+_FIXED = {
+    "api_keys_file": None,
+    "ssl_certfile": None,
+    "ssl_keyfile": None,
+    "log_level": "error",
+    "max_body_bytes": 1024**3,
+    "request_timeout": 86_400.0,
+    "shutdown_timeout": 5,
+}
+"""Whatever the environment says: the pictures are on this machine already, and only one person waits."""
 
 
 @contextmanager
@@ -30,9 +38,8 @@ def own_server(options: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """
     key = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="covervlm-") as folder:
-        fixed = {"api_key": (key,), "api_keys_file": None, "data_dir": folder, "max_body_bytes": _BODY}
         try:
-            settings = Settings(**{**options, **fixed})  # type: ignore[arg-type]
+            settings = Settings(**{**options, **_FIXED, "api_key": (key,), "data_dir": folder})  # type: ignore[arg-type]
         except ValidationError as error:
             raise CommandError(one_line(error), USAGE) from None
         except SettingsError as error:
@@ -82,11 +89,16 @@ class _Server(threading.Thread):
 
     async def _serve(self) -> None:
         from covervlm.server.app import create_app
+        from covervlm.server.serving import server_config
 
-        engine = await start_engine(self._settings)
+        engine = build_engine(self._settings)
         app = create_app(self._settings, engine)
-        config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5)
-        self._server = server = uvicorn.Server(config)
+        try:
+            await app.state.start()
+        except StartupError:
+            await engine.stop()
+            raise
+        self._server = server = uvicorn.Server(server_config(app, self._settings))
         with socket.create_server(("127.0.0.1", 0)) as listener:
             serving = asyncio.ensure_future(server.serve([listener]))
             while not server.started and not serving.done():

@@ -85,14 +85,6 @@ def _automatic(settings: Settings) -> str:
     return "vllm" if torch.cuda.is_available() else "transformers"
 
 
-async def start_engine(settings: Settings) -> Engine:
-    """The engine that the settings ask for, ready for requests. Raises SettingsError or StartupError."""
-    engine = build_engine(settings)
-    with startup_failures(f"cannot load the model {settings.model!r}"):
-        await engine.start()
-    return engine
-
-
 @contextmanager
 def startup_failures(what: str) -> Iterator[None]:
     """Turns whatever goes wrong inside into a StartupError of one line."""

@@ -231,6 +231,9 @@ def test_a_job_is_watched_to_its_end(ask):
     assert states[-1].share == 1
     assert all(state.finished is None for state in states[:-1])
     assert job.id in [other.id for other in ask(lambda client: client.jobs.list())]
+    assert ask(lambda client: client.jobs.forget(job)) == states[-1]
+    with pytest.raises(clients.NotFoundError):
+        ask(lambda client: client.jobs.get(job))
 
 
 def test_a_cancelled_job_has_no_result(ask, features):

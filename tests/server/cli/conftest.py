@@ -9,7 +9,7 @@ from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
 from covervlm.server import cli, create_app
-from covervlm.server.engines import registry
+from covervlm.server.cli import own_server
 from covervlm.server.settings import Settings
 from tests.server.api.clip_app import scenes
 from tests.server.api.live import live_server
@@ -37,7 +37,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
         engine.settings = settings
         return engine
 
-    monkeypatch.setattr(registry, "build_engine", build)
+    monkeypatch.setattr(own_server, "build_engine", build)
     return engine
 
 
