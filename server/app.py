@@ -1,5 +1,6 @@
 """The application: engine, image loader, metrics and routes wired together, and their life from start to stop."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -27,15 +28,20 @@ from covervlm.server.fetch import Fetcher, FetchLimits
 from covervlm.server.inflight import InFlight
 from covervlm.server.media import ImageLimits, ImageLoader
 from covervlm.server.settings import Settings
+from covervlm.server.tracing import Tracing, build_tracing
 
 
-def create_app(settings: Settings | None = None, engine: Engine | None = None) -> FastAPI:
+def create_app(
+    settings: Settings | None = None, engine: Engine | None = None, tracing: Tracing | None = None
+) -> FastAPI:
     """The ASGI application; it starts the engine where that is not ready yet, and stops it in the end.
 
-    Without an engine, the one that the settings ask for is built. Raises SettingsError for settings that cannot work.
+    Without an engine, the one that the settings ask for is built, and without tracing, that of the environment. Raises
+    SettingsError for settings that cannot work.
     """
     settings = settings or Settings()
     engine = engine or build_engine(settings)
+    tracing = tracing or build_tracing()
     clip_service = build_clip(settings, engine)
     metrics = Metrics(engine, model=settings.model_name)
     if clip_service is not None:
@@ -67,6 +73,8 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
             if clip_service is not None:
                 await clip_service.stop()
             await engine.stop()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.stop)
 
     app = FastAPI(
         title="covervlm",
@@ -99,6 +107,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     app.add_middleware(
         Boundary,
         metrics=metrics,
+        tracing=tracing,
         max_body_bytes=int(settings.max_body_bytes),
         receive_timeout=settings.receive_timeout,
         keeps_content=settings.log_content,

@@ -14,6 +14,7 @@ from covervlm.server import logs
 from covervlm.server.api.errors import describe, respond
 from covervlm.server.api.metrics import Metrics
 from covervlm.server.api.request_record import RequestRecord
+from covervlm.server.tracing import Tracing
 
 logger = logging.getLogger("covervlm.request")
 
@@ -38,9 +39,16 @@ class Boundary:
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, max_body_bytes: int, receive_timeout: float, keeps_content: bool
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        tracing: Tracing | None,
+        max_body_bytes: int,
+        receive_timeout: float,
+        keeps_content: bool,
     ) -> None:
         self._app = app
+        self._tracing = tracing
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
         self._receive_timeout = receive_timeout
@@ -78,16 +86,18 @@ class Boundary:
                 raise
             await respond(failure, scope)(scope, receive, send_with_id)
         finally:
-            self._end(scope, record)
+            self._end(scope, record, headers)
             logs.request_id.reset(token)
 
-    def _end(self, scope: Scope, record: RequestRecord) -> None:
+    def _end(self, scope: Scope, record: RequestRecord, headers: Headers) -> None:
         record.seconds = record.elapsed
         record.status = record.status or CLIENT_CLOSED_REQUEST
         record.route = getattr(scope.get("route"), "path", "unknown")
         record.owner = scope["state"].get("owner", "")
         self._metrics.http_requests.labels(record.route, record.status).inc()
         self._metrics.http_seconds.labels(record.route).observe(record.seconds)
+        if self._tracing is not None and record.route not in PROBES:
+            record.trace_id = self._tracing.record(record, headers)
         level = logging.DEBUG if record.route in PROBES else logging.WARNING if record.status >= 500 else logging.INFO
         logger.log(level, "request", extra={"fields": record.line()})
 

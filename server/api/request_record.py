@@ -40,6 +40,7 @@ class RequestRecord:
     first_token_seconds: float | None = None
     finish_reason: str | None = None
     question: str | None = None
+    trace_id: str | None = None
     stages: list[Stage] = field(default_factory=list)
 
     @property
@@ -67,6 +68,7 @@ class RequestRecord:
             "generation_tokens": self.generation_tokens,
             "finish_reason": self.finish_reason,
             "question": self.question,
+            "trace_id": self.trace_id,
         }
         if self.prompt is not None:
             before, after = self.vision_tokens()
