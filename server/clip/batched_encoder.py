@@ -38,7 +38,7 @@ class BatchedEncoder:
         self._texts = MicroBatcher[list[int], Tensor](
             lambda ids: list(encoder.embed_ids(ids)), self._model_thread, **limits
         )
-        self._proxies: OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = OrderedDict()
+        self._proxies: OrderedDict[tuple[str, tuple[str, ...], tuple[str, ...]], Tensor] = OrderedDict()
 
     def close(self) -> None:
         self._model_thread.shutdown(wait=True)
@@ -69,8 +69,10 @@ class BatchedEncoder:
             rows += await self._texts(ids[start : start + _TEXTS_AT_ONCE])
         return rows, sum(len(tokens) for tokens in ids)
 
-    async def class_proxies(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-        """(d, K) text proxies, from a small cache. Raises InvalidRequest for names that make no classifier."""
+    async def class_proxies(self, owner: str, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """(d, K) text proxies, from a small cache in which each owner finds only what was put there for it: how long
+        an answer takes must not tell which classes others use. Raises InvalidRequest for names that make no classifier.
+        """
         try:
             check_class_names(names)
         except ValueError as error:
@@ -82,7 +84,7 @@ class BatchedEncoder:
         if len(names) * len(templates) > _MOST_PROMPTS:
             message = f"Classes times templates may be {_MOST_PROMPTS} at most."
             raise InvalidRequest(message, param="templates", code="invalid_value")
-        key = (tuple(names), tuple(templates))
+        key = (owner, tuple(names), tuple(templates))
         if key not in self._proxies:
             rows, _ = await self.texts(prompts(names, templates), param=lambda i: f"classes[{i // len(templates)}]")
             means = torch.stack(rows).unflatten(0, (len(names), len(templates))).mean(dim=1)

@@ -59,7 +59,7 @@ class Classifiers:
         if (len(images) + sum(map(len, parts))) * len(classes) > MOST_SCORES:
             message = f"Images times classes may be {MOST_SCORES} at most; learn from fewer images."
             raise InvalidRequest(message, param="images", code="invalid_value")
-        text = await self._batched.class_proxies(classes, templates)
+        text = await self._batched.class_proxies(owner, classes, templates)
         about = {"classes": list(classes), "templates": list(templates), "parameters": dict(parameters)}
 
         def work(job: str) -> Work:

@@ -155,7 +155,7 @@ class ClipService:
             names, proxies, temperature = stored.classes, stored.proxies, stored.temperature
         else:
             names = list(classes or ())
-            proxies, temperature = await self.batched.class_proxies(names, templates), self.encoder.temperature
+            proxies, temperature = await self.batched.class_proxies(owner, names, templates), self.encoder.temperature
         features = torch.stack(await self.batched.images(images))
 
         def answer() -> list[list[tuple[str, float]]]:
@@ -181,7 +181,7 @@ class ClipService:
     ) -> dict[str, Any]:
         """A new OnZeta stream."""
         self.quotas.check_session(self.store, owner)
-        proxies = await self.batched.class_proxies(classes, templates)
+        proxies = await self.batched.class_proxies(owner, classes, templates)
         about = {"classes": list(classes), "templates": list(templates), "horizon": horizon}
         about |= {"parameters": dict(parameters), "model": self.name, "fingerprint": self.encoder.fingerprint}
         return await self.sessions.create(owner, about, proxies)

@@ -51,6 +51,9 @@ class Prompts:
         prompt = await asyncio.get_running_loop().run_in_executor(self._pool, self._chat.tokenize, request.messages)
         self.token_limit(request, len(prompt.ids))
         tokens: dict[str, Any] = {"prompt_token_ids": list(prompt.ids)}
+        if request.owner is not None:
+            # vLLM keeps prompts by their beginnings: how long an answer takes must not tell what others have asked.
+            tokens["cache_salt"] = request.owner
         if images:
             tokens["multi_modal_data"] = {"image": [part.image for part in images]}
             tokens["multi_modal_uuids"] = {"image": [part.digest for part in images]}

@@ -45,6 +45,10 @@ def complaint(capsys, *arguments):
         (["--ssl-certfile={certificate}", "--ssl-keyfile={plain}"], "ssl_keyfile {plain}: "),
         (["--ssl-certfile={certificate}"], "ssl_certfile {certificate}: "),
         (["--ssl-keyfile={plain}"], "ssl_keyfile needs ssl_certfile"),
+        (
+            ["--ssl-certfile={certificate}", "--ssl-keyfile={encrypted}", "--ssl-keyfile-password=wrong-horse"],
+            "ssl_keyfile {encrypted}: ",
+        ),
         (["--host=256.0.0.1"], "cannot listen on 256.0.0.1 port 0: "),
         (["--host=192.0.2.1"], "cannot listen on 192.0.2.1 port 0: "),
     ],
@@ -52,10 +56,11 @@ def complaint(capsys, *arguments):
 def test_what_can_be_known_without_the_model_ends_the_start_before_it(engine, tmp_path, capsys, arguments, words):
     plain = tmp_path / "plain"
     plain.write_text("a key in plain text\n")
-    places = {"plain": plain, "certificate": CERTIFICATE}
+    places = {"plain": plain, "certificate": CERTIFICATE, "encrypted": CERTIFICATES / "images.test.encrypted.key"}
     text = complaint(capsys, *(argument.format(**places) for argument in arguments))
     assert words.format(**places) in text
     assert "plain text" not in text
+    assert "horse" not in text
     assert not engine.was_started
 
 

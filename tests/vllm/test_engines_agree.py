@@ -1,6 +1,7 @@
 """The vLLM engine keeps the same tokens and gives the same greedy answers as the transformers engine."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from chat_bodies import QUESTIONS
@@ -65,6 +66,12 @@ async def test_another_question_selects_anew_and_the_tower_does_not_run_again(en
     after = await cache_figures(engines.vllm)
     assert wanted[0] != wanted[1]
     assert (after[1] - before[1], after[2] - before[2]) == (1, 1)  # a hit, a miss
+
+
+async def test_what_vllm_keeps_of_prompts_is_apart_by_owner(engines, ask):
+    _, prompts = engines.vllm._loaded()
+    asked = [replace(ask([1], QUESTIONS[0]), owner=owner) for owner in ("me", "you", None)]
+    assert [(await prompts.render(request)).engine_input.get("cache_salt") for request in asked] == ["me", "you", None]
 
 
 async def test_the_same_question_again_neither_selects_nor_looks_again(engines, ask, answer):

@@ -11,11 +11,11 @@ from starlette.testclient import TestClient
 from covervlm.server import create_app
 from covervlm.server.engines.base import GenerationChunk
 from covervlm.server.settings import Settings
+from tests.server.api.authentication_routes import OPEN, every_route
 from tests.server.api.live import live_server
 from tests.server.api.scripted import ScriptedEngine, chat_body, data_url, prompt_report
 
 CHAT = "/v1/chat/completions"
-OPEN = {"/health", "/ready", "/", "/ui/config.json", "/ui/examples/{name}", "/ui/{name}"}
 
 
 def bearer(key):
@@ -26,11 +26,6 @@ def app(engine=None, **settings):
     return create_app(
         Settings(**{"api_key": ("one", "two"), "clip_model": "demo"} | settings), engine or ScriptedEngine()
     )
-
-
-def routes(application):
-    schema = application.openapi()["paths"]
-    return [(method.upper(), path) for path, methods in schema.items() for method in methods]
 
 
 def refused(response, status=401):
@@ -44,9 +39,9 @@ def refused(response, status=401):
 def test_every_route_of_the_api_but_the_probes_needs_a_key():
     application = app()
     client = TestClient(application)
-    found = routes(application)
-    assert len(found) > 20
-    for method, path in [*found, ("GET", "/openapi.json"), ("GET", "/nowhere"), ("POST", "/"), ("POST", "/ui/x")]:
+    found = every_route(application)
+    assert {path for _, path in found} >= {*application.openapi()["paths"], "/openapi.json", *OPEN}
+    for method, path in [*found, ("GET", "/nowhere"), ("POST", "/"), ("POST", "/ui/x")]:
         for headers in ({}, bearer("three"), {"Authorization": "one"}, {"Authorization": "Basic one"}, bearer("")):
             response = client.request(method, path, headers=headers)
             if path in OPEN and method == "GET":
@@ -201,3 +196,30 @@ def test_pages_of_other_origins_may_call_only_where_they_are_named(origins, orig
     assert preflight.headers.get("access-control-allow-origin") == (origin if allowed else None)
     assert answer.headers.get("access-control-allow-origin") == (origin if allowed else None)
     assert (preflight.status_code == 200) is allowed
+
+
+def test_no_secret_ever_shows(tmp_path, caplog):
+    """Not in logs, metrics, errors or the settings' own words, whether it is right or wrong."""
+    secrets = {"key": "key-quite-secret", "token": "token-quite-secret", "agent": "agent-quite-secret"}
+    settings = Settings(
+        api_key=secrets["key"],
+        metrics_token=secrets["token"],
+        agent_api_key=secrets["agent"],
+        agent_url="http://127.0.0.1:9/v1",
+        clip_model="demo",
+        data_dir=tmp_path,
+        log_level="debug",
+    )
+    application = create_app(settings, ScriptedEngine(lambda request: [RuntimeError("a bug")]))
+    shown = [repr(settings), str(settings), settings.model_dump_json()]
+    pruned = {"guide": "agent", "keep_tokens": 5}
+    body = chat_body("x", data_url(Image.new("RGB", (2, 2))), vision_pruning=pruned)
+    with caplog.at_level("DEBUG"), TestClient(application) as client:
+        for secret in (*secrets.values(), "another-quite-secret"):
+            for method, path in every_route(application):
+                answer = client.request(method, path, headers={**bearer(secret), "X-Api-Key": secret})
+                shown.append(answer.text + str(answer.headers))
+            shown.append(client.post(CHAT, json=body, headers=bearer(secret)).text)
+    shown += [record.getMessage() + str(record.exc_text) for record in caplog.records]
+    assert "internal_error" in "".join(shown)
+    assert not [text for text in shown if "quite-secret" in text]

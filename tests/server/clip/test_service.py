@@ -186,11 +186,20 @@ async def test_fits_and_prompts_beyond_memory_are_refused_before_any_work(servic
 
 
 async def test_class_proxies_are_computed_once_and_as_the_encoder_does(service, monkeypatch):
-    first = await service.batched.class_proxies(NAMES, ENSEMBLE)
+    first = await service.batched.class_proxies("me", NAMES, ENSEMBLE)
     reference = service.encoder.class_proxies(NAMES)
     assert (first - reference).abs().max() < 1e-5
     monkeypatch.setattr(service.batched, "texts", None)
-    assert await service.batched.class_proxies(NAMES, ENSEMBLE) is first
+    assert await service.batched.class_proxies("me", NAMES, ENSEMBLE) is first
+
+
+async def test_what_one_owner_has_had_embedded_makes_no_answer_to_another_faster(service, monkeypatch):
+    embedded = []
+    plain = service.batched.texts
+    monkeypatch.setattr(service.batched, "texts", lambda texts, **kw: embedded.append(len(texts)) or plain(texts, **kw))
+    for owner in ("me", "me", "you"):
+        await service.batched.class_proxies(owner, NAMES, ENSEMBLE)
+    assert embedded == [len(NAMES) * len(ENSEMBLE)] * 2
 
 
 async def test_callers_share_the_models_batches(service, monkeypatch):
