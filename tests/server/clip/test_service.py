@@ -182,7 +182,7 @@ async def test_fits_and_prompts_beyond_memory_are_refused_before_any_work(servic
     assert service.store.jobs("me") == []
     many = [f"class {i}" for i in range(1001)]
     with pytest.raises(InvalidRequest, match="times templates"):
-        await service.batched.class_proxies(many, ["{} " + str(i) for i in range(100)])
+        await service.batched.class_proxies("me", many, ["{} " + str(i) for i in range(100)])
 
 
 async def test_class_proxies_are_computed_once_and_as_the_encoder_does(service, monkeypatch):
