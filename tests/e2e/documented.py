@@ -14,6 +14,8 @@ PROGRAMS = (
     "pip",
     ".venv/bin/pip",
     "docker",
+    "kubectl",
+    "vllm",
     "curl",
 )
 """The first words of what counts as a command."""
@@ -52,7 +54,7 @@ def _blocks(path: Path) -> Iterator[Block]:
         place = f"{path.name}:{number}"
         if language is not None:
             if line.strip() == "```":
-                yield Block(language, "\n".join(fenced) + "\n", section, place)
+                yield from _fenced(language, "\n".join(fenced) + "\n", section, place)
                 language, fenced = None, []
             else:
                 fenced.append(line)
@@ -61,10 +63,27 @@ def _blocks(path: Path) -> Iterator[Block]:
         elif line.startswith("#"):
             section = line.strip("# ")
         elif line.startswith("    "):
-            command = re.sub(r"\s+# .*$", "", line.strip())
-            if command.startswith(tuple(f"{program} " for program in PROGRAMS)):
+            if _is_command(command := _without_comment(line)):
                 yield Block("command", command, section, place)
         else:
             for span in re.findall(r"`([^`]+)`", line):
-                if span.startswith(tuple(f"{program} " for program in PROGRAMS)) and span != "pip install":
+                if _is_command(span) and span != "pip install":
                     yield Block("command", span, section, place)
+
+
+def _fenced(language: str, text: str, section: str, place: str) -> Iterator[Block]:
+    """The block; one of nothing but single commands is these commands."""
+    lines = [_without_comment(line) for line in text.replace("\\\n", " ").splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if language == "sh" and all(_is_command(line) and not re.search(r"[|<>&;]", line) for line in lines):
+        yield from (Block("command", line, section, place) for line in lines)
+    else:
+        yield Block(language, text, section, place)
+
+
+def _is_command(line: str) -> bool:
+    return line.startswith(tuple(f"{program} " for program in PROGRAMS))
+
+
+def _without_comment(line: str) -> str:
+    return re.sub(r"\s+# .*$", "", line.strip())

@@ -63,6 +63,26 @@ def test_the_readme_has_what_these_tests_look_for():
     assert any(block.text.startswith("make test") for block in found)
 
 
+def test_commands_are_found_in_fences_lines_and_sentences(tmp_path):
+    path = tmp_path / "guide.md"
+    path.write_text(
+        "# One\n    make serve   # starts\n    kernels/   no command\n"
+        "Try `covervlm version`, not `pip install`.\n"
+        "```sh\ncovervlm serve \\\n    --keep-tokens 64\n# a remark\npip install covervlm[server]\n```\n"
+        "```sh\nexport A=1\ncovervlm version\n```\n"
+        "```python\na = 1\n```\n## Two\n```python\nb = 2\n```\n```python\nprint(b)\n```\n```\nanything\n```\n"
+    )
+    commands = [block.text for block in blocks(path) if block.language == "command"]
+    assert [" ".join(command.split()) for command in commands] == [
+        "make serve",
+        "covervlm version",
+        "covervlm serve --keep-tokens 64",
+        "pip install covervlm[server]",
+    ]
+    assert [block.text for block in blocks(path) if block.language == "sh"] == ["export A=1\ncovervlm version\n"]
+    assert [block.text for block in sections(path, "python")] == ["a = 1\n", "b = 2\n\nprint(b)\n"]
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -74,6 +94,8 @@ def test_the_readme_has_what_these_tests_look_for():
         "python benchmarks/latency.py --no-such-option",
         "docker build -f docker/Dockerfile.none .",
         "docker ps",
+        "kubectl apply -f docker/none.yaml",
+        "curl -sf http://127.0.0.1:8000/no/such/page",
     ],
 )
 def test_a_command_that_would_fail_fails_here(workspace, command):
