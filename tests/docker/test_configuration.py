@@ -116,3 +116,14 @@ def test_the_dashboard_lies_where_grafana_looks():
     assert mounts["./grafana/dashboards"] == provider["options"]["path"]
     home = COMPOSE["services"]["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     assert Path(home).parent == Path(provider["options"]["path"])
+
+
+def test_dashboard_alerts_and_autoscaler_ask_only_for_documented_metrics():
+    documented = set(re.findall(r"^\| `(\w+)` \|", (DOCKER.parent / "docs/operations.md").read_text(), re.MULTILINE))
+    documented |= {f"{name}_{part}" for name in documented for part in ("bucket", "sum", "count")}
+    alerts = (DOCKER / "prometheus/alerts.yml").read_text()
+    (metric,) = manifest("HorizontalPodAutoscaler")["spec"]["metrics"]
+    asked = " ".join([*queries().values(), alerts, metric["pods"]["metric"]["name"]])
+    names = set(re.findall(r"\b(?:covervlm|process)_[a-z0-9_]+", asked))
+    assert len(names) > 20
+    assert names <= documented

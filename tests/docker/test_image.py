@@ -65,7 +65,8 @@ def local_paths(settings: dict[str, str]) -> set[Path]:
 def make_base(buildah: Buildah, folder: Path) -> list[str]:
     """A Debian with Python and this machine's settings as the image BASE; returns build options for what pip reads."""
     tree = folder / "base"
-    packages = "--include=python3.11,python3.11-venv,ca-certificates"
+    # debootstrap knows no virtual packages, of which python3-distutils is one that python3.11-venv needs.
+    packages = "--include=python3.11,python3.11-venv,python3-distutils,ca-certificates"
     mirror = [os.environ["DEBIAN_MIRROR"]] if "DEBIAN_MIRROR" in os.environ else []
     done = subprocess.run(
         ["debootstrap", "--variant=minbase", packages, "bookworm", str(tree), *mirror], capture_output=True, text=True

@@ -1,6 +1,8 @@
 """What /metrics says after requests that were counted independently."""
 
+import re
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -130,3 +132,16 @@ def test_jobs_and_sessions_are_counted_by_what_became_of_them(tmp_path):
         assert seen["covervlm_sessions",] == 1
         states = {key[1]: value for key, value in seen.items() if key[0] == "covervlm_jobs"}
         assert states == {"queued": 0, "running": 0, "succeeded": 1, "failed": 0, "cancelled": 0}
+
+
+def test_the_documentation_lists_exactly_what_is_measured(engine, tmp_path):
+    settings = Settings(adaptive_budget="64:192", data_dir=tmp_path)
+    with TestClient(create_app(settings, engine)) as client:
+        families = list(text_string_to_metric_families(client.get("/metrics").text))
+    # As the server runs, without the times at which counters began.
+    measured = {family.name: family for family in families if not family.name.endswith("_created")}
+    documented = {}
+    for line in (Path(__file__).parents[3] / "docs/operations.md").read_text().splitlines():
+        if row := re.match(r"\| `(\w+)` \| (counter|gauge|histogram) \|", line):
+            documented[row[1].removesuffix("_total") if row[2] == "counter" else row[1]] = row[2]
+    assert documented == {name: family.type for name, family in measured.items()}
