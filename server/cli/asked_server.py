@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import httpx
+
 from covervlm.clients import APIConnectionError, APIError, AuthenticationError, Client
 from covervlm.server.cli.problems import USAGE, CommandError
 
@@ -47,10 +49,11 @@ def asked_server(arguments: argparse.Namespace) -> Iterator[Client]:
 
         if sys.stderr.isatty():
             print("loading the model ...", end="\r", file=sys.stderr, flush=True)
-        with own_server(own) as (address, key), Client(address, api_key=key, timeout=3600) as client:
+        # No proxy of the environment's stands between a process and itself.
+        with own_server(own) as (address, key), httpx.Client(trust_env=False, timeout=3600) as http:
             if sys.stderr.isatty():
                 print(" " * 24, end="\r", file=sys.stderr, flush=True)
-            yield client
+            yield Client(address, api_key=key, http_client=http)
     except AuthenticationError as error:
         raise CommandError(f"{error} Give it with --api-key or in COVERVLM_API_KEY.") from None
     except APIConnectionError as error:

@@ -103,5 +103,7 @@ class _Server(threading.Thread):
             serving = asyncio.ensure_future(server.serve([listener]))
             while not server.started and not serving.done():
                 await asyncio.sleep(0.01)
+            if not server.started:
+                raise StartupError("the server did not start")
             self._port.set_result(listener.getsockname()[1])
             await serving

@@ -102,6 +102,14 @@ def test_it_says_in_one_line_why_the_model_does_not_load(scripted, photo, run):
     assert run("prune", photo, "What?") == (1, "", expected)
 
 
+def test_a_proxy_does_not_stand_between_a_command_and_its_own_server(scripted, photo, run, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert run("prune", photo, "What?")[0] == 0
+
+
 def test_a_server_of_its_own_answers_nobody_else(scripted, photo, run, monkeypatch):
     import httpx
 
