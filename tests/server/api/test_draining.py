@@ -1,5 +1,6 @@
 """The last moments of a server: not ready first, nothing new, what runs ends well, exit status 0."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -81,3 +82,16 @@ def test_a_second_signal_ends_the_drain_at_once(signals):
         wait_for(lambda: read_ready(client) == 503)
         process.send_signal(signals[1])
         assert process.wait(SECONDS) != 0
+
+
+def test_answers_that_take_longer_than_a_shutdown_may_are_cut_off_and_the_process_ends_well():
+    body = chat_body("Describe the image.", stream=True, max_tokens=900, ignore_eos=True, n=16)
+    with served("--shutdown-timeout", "1") as (process, url), httpx.Client(base_url=url, timeout=SECONDS) as client:
+        with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            lines = response.iter_lines()
+            seen = [next(lines)]
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(httpx.RemoteProtocolError):
+                seen += list(lines)
+        assert "data: [DONE]" not in seen
+        assert process.wait(SECONDS) == 0
