@@ -14,10 +14,12 @@ the demo's scenes and questions, and starts and stops the servers, all on the lo
 load is put on each variant, the order reversed from round to round, so that ratios compare neighbours in time;
 percentiles are over all rounds. With --tokens every answer has exactly as many; by default answers end by themselves on
 the demo model, and are checked, and have 32 tokens on others. A measurement ends after --requests-per-stream answers
-per stream, or --seconds. Writes a table, a plot, and a CSV file with one line per request, to --out.
+per stream, or --seconds. Writes a table, a plot, and a CSV file with one line per request, to --out, anew after every
+measurement, so that a run that is cut short leaves what it has.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -146,21 +148,21 @@ def table_loads(arguments: argparse.Namespace) -> list[Load]:
     return closed + [Load(arguments.requests_per_stream * 8, rate=rate) for rate in arguments.rate]
 
 
-def run_table(arguments: argparse.Namespace, bench: Bench, servers: Servers) -> tuple[list[Measurement], str]:
-    """All loads on all budgets and peers; the measurements, and the baseline's name."""
+def run_table(arguments: argparse.Namespace, bench: Bench, servers: Servers) -> Iterator[Measurement]:
+    """All loads on all budgets and peers."""
     variants = budget_variants(arguments, servers)
     bench.warm_up(variants)
-    return list(bench.rounds(table_loads(arguments), variants)), variants[0].name
+    yield from bench.rounds(table_loads(arguments), variants)
 
 
-def run_overload(arguments: argparse.Namespace, bench: Bench, servers: Servers) -> tuple[list[Measurement], str]:
-    """The fixed budget's capacity, then arrivals at OVERLOAD times that rate; as `run_table`."""
+def run_overload(arguments: argparse.Namespace, bench: Bench, servers: Servers) -> Iterator[Measurement]:
+    """The fixed budget's capacity, which is printed, then arrivals at OVERLOAD times that rate."""
     variants = overload_variants(arguments, servers)
     bench.warm_up(variants)
     capacity = bench.measure(Load(arguments.requests_per_stream * 8, 8), variants[0], 0)
     arrivals = Load(arguments.requests_per_stream * 8, rate=OVERLOAD * capacity.requests_per_second)
     print(f"{variants[0].name}: {capacity.requests_per_second:.2f} requests/s at capacity", file=sys.stderr)
-    return list(bench.rounds([arrivals], variants)), variants[0].name
+    yield from bench.rounds([arrivals], variants)
 
 
 SCENARIOS = {"table": run_table, "overload": run_overload}
@@ -204,21 +206,30 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parsed(argv)
-    with ExitStack() as stack:
-        servers = Servers(arguments, stack)
-        generator = stack.enter_context(LoadGenerator(arguments.generator))
-        bench = Bench(generator, arguments)
-        measurements, baseline = SCENARIOS[arguments.scenario](arguments, bench, servers)
+def report(arguments: argparse.Namespace, measurements: Sequence[Measurement]) -> str:
+    """Write the files of the measurements so far, the first of which is the baseline's; returns the table."""
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     write_csv(measurements, arguments.out.with_suffix(".csv"))
-    found = rows(measurements, baseline)
+    found = rows(measurements, measurements[0].variant)
     text = table(found, accuracy=arguments.tokens is None)
     arguments.out.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-    model = f"random weights: {SHAPE}" if arguments.model == "random" else f"model {arguments.model}"
-    plot(found, arguments.out.with_suffix(".png"), f"{arguments.engine} engine, {model}")
-    print(f"{model}\n\n{text}\n\nRatios are to {baseline}. Files: {arguments.out}.md, .csv, .png")
+    plot(found, arguments.out.with_suffix(".png"), f"model {arguments.model}, {arguments.engine} engine")
+    return text
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parsed(argv)
+    # Ended from outside, the program still ends its servers.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    measurements: list[Measurement] = []
+    with ExitStack() as stack:
+        servers = Servers(arguments, stack)
+        bench = Bench(stack.enter_context(LoadGenerator(arguments.generator)), arguments)
+        for measurement in SCENARIOS[arguments.scenario](arguments, bench, servers):
+            measurements.append(measurement)
+            text = report(arguments, measurements)
+    shape = f"Random weights: {SHAPE}.\n\n" if arguments.model == "random" else ""
+    print(f"{shape}{text}\n\nRatios are to {measurements[0].variant}. Files: {arguments.out}.md, .csv, .png")
 
 
 if __name__ == "__main__":

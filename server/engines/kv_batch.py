@@ -16,19 +16,20 @@ _SPARE_COLUMNS = 64
 class GrowingLayer(DynamicLayer):
     """One layer's keys and values in a buffer with spare columns, so that a step writes one column and copies none."""
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, width: int) -> None:
+        """keys, values: (B, H, width and more, D), of which the first `width` columns are filled in."""
         super().__init__()
         self.lazy_initialization(keys, values)
-        self.width = keys.shape[-2]
-        self.keys: Tensor = _with_spare(keys)
-        self.values: Tensor = _with_spare(values)
+        self.width = width
+        self.keys: Tensor = keys
+        self.values: Tensor = values
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         end = self.width + key_states.shape[-2]
         if end > self.keys.shape[-2]:
-            self.keys, self.values = _with_spare(self.keys), _with_spare(self.values)
+            self.keys, self.values = _longer(self.keys, self.width), _longer(self.values, self.width)
         self.keys[..., self.width : end, :] = key_states
         self.values[..., self.width : end, :] = value_states
         self.width = end
@@ -75,7 +76,7 @@ class KVBatch:
         running: list[tuple[Tensor | None, Tensor | None]] = [layer.live() for layer in self._layers]
         running = running or [(None, None)] * len(prefilled)
         self._layers = [
-            GrowingLayer(*(_aligned(old, new, sources, joined, width) for old, new in zip(*sides, strict=True)))
+            GrowingLayer(*(_aligned(old, new, sources, joined, width) for old, new in zip(*sides, strict=True)), width)
             for sides in zip(running, prefilled, strict=True)
         ]
         self.lengths += joined
@@ -83,9 +84,12 @@ class KVBatch:
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but these, and the columns that no remaining row uses."""
         self.lengths = [self.lengths[row] for row in rows]
-        unused = self.width - max(self.lengths, default=0)
+        width = max(self.lengths, default=0)
+        unused = self.width - width
         self._layers = [
-            GrowingLayer(*(side[rows, :, unused:] for side in layer.live())) for layer in self._layers if rows
+            GrowingLayer(*(_chosen(side[:, :, unused:], rows) for side in layer.live()), width)
+            for layer in self._layers
+            if rows
         ]
 
     def step_mask(self) -> Tensor:
@@ -97,20 +101,30 @@ class KVBatch:
         return (columns[None] < lengths[:, None]).long()
 
 
-def _with_spare(tensor: Tensor) -> Tensor:
-    batch, heads, width, size = tensor.shape
-    # Half as much again keeps the copying per token constant; zeros, since a masked NaN would still poison a sum.
-    spare = max(_SPARE_COLUMNS, width // 2)
-    buffer = tensor.new_zeros(batch, heads, width + spare, size)
-    buffer[..., :width, :] = tensor
-    return buffer
+def _spacious(like: Tensor, rows: int, width: int) -> Tensor:
+    """Zeros for rows of `width` columns and spare ones beyond: no garbage, since a masked NaN still poisons a sum."""
+    # Half as much again keeps the copying per token constant.
+    return like.new_zeros(rows, like.shape[1], width + max(_SPARE_COLUMNS, width // 2), like.shape[3])
+
+
+def _longer(full: Tensor, width: int) -> Tensor:
+    out = _spacious(full, full.shape[0], width)
+    out[..., :width, :] = full[..., :width, :]
+    return out
+
+
+def _chosen(side: Tensor, rows: Sequence[int]) -> Tensor:
+    out = _spacious(side, len(rows), side.shape[2])
+    for place, row in enumerate(rows):
+        out[place, :, : side.shape[2]] = side[row]
+    return out
 
 
 def _aligned(old: Tensor | None, new: Tensor, sources: Sequence[int], lengths: Sequence[int], width: int) -> Tensor:
     rows = 0 if old is None else old.shape[0]
-    out = new.new_zeros(rows + len(sources), new.shape[1], width, new.shape[3])
+    out = _spacious(new, rows + len(sources), width)
     if old is not None:
-        out[:rows, :, width - old.shape[2] :] = old
+        out[:rows, :, width - old.shape[2] : width] = old
     for row, (source, length) in enumerate(zip(sources, lengths, strict=True)):
-        out[rows + row, :, width - length :] = new[source, :, :length]
+        out[rows + row, :, width - length : width] = new[source, :, :length]
     return out

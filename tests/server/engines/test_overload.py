@@ -68,9 +68,11 @@ async def test_a_newcomer_has_its_first_token_before_the_next_image_is_encoded(a
         engine._adapter.encode = noted("encode", engine._adapter.encode)
         engine._worker._runner.prefill = noted("prefill", engine._worker._runner.prefill)
         budgets = [{"keep_tokens": 64}, {"keep_tokens": 64}, {"keep_tokens": 8}, {"keep_tokens": 8}, {"method": "none"}]
-        requests = [ask(scene(40 + i), "Hello", pruning=pruning, max_tokens=99) for i, pruning in enumerate(budgets)]
-        newcomers = [asyncio.create_task(answer(engine, request)) for request in requests]
-        await until(lambda: engine._worker.waiting == 5)
+        newcomers = []
+        for i, pruning in enumerate(budgets):
+            request = ask(scene(40 + i), "Hello", pruning=pruning, max_tokens=99)
+            newcomers.append(asyncio.create_task(answer(engine, request)))
+            await until(lambda: engine._worker.waiting == len(newcomers))
         gate.open()
         await asyncio.gather(*newcomers)
         await running_one.aclose()
