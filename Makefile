@@ -34,10 +34,11 @@ test-browser: $(READY)
 	    { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver; }
 	$(BIN)/pytest -m browser tests/e2e
 
-# Prometheus against a live server: every query of the dashboard has data. Installs Debian's prometheus where there is none.
+# Prometheus against a live server: every query of the dashboard has data. Installs Debian's packages where they are missing.
 test-dashboards: $(READY)
-	command -v prometheus >/dev/null && command -v promtool >/dev/null || \
-	    { apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus; }
+	command -v prometheus >/dev/null && command -v promtool >/dev/null && \
+	    { docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null; } || \
+	    { apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus docker-compose; }
 	$(BIN)/pytest -m dashboards tests/docker
 
 # The CPU image built with buildah, run and asked. Needs root on Debian; takes minutes and 6 GB of disk while it runs.

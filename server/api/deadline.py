@@ -7,7 +7,7 @@ import math
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from covervlm.server.api.errors import Failure, failure
+from covervlm.server.api.errors import Failure, failure, respond
 from covervlm.server.api.event_stream import event
 
 HEADER = "X-Request-Timeout"
@@ -33,7 +33,7 @@ class Deadline:
         seconds = self._limit(wish)
         if seconds is None:
             refusal = failure(400, f"{HEADER} is a number of seconds above 0, e.g. 2.5.", code="invalid_value")
-            await refusal.response()(scope, receive, send)
+            await respond(refusal, scope)(scope, receive, send)
             return
         started = streams = stuck = False
 
@@ -53,7 +53,7 @@ class Deadline:
                 raise
             error = _late(seconds)
             if not started:
-                await error.response()(scope, receive, send)
+                await respond(error, scope)(scope, receive, send)
             elif streams and not stuck:
                 last = event(json.dumps(error.body)).encode()
                 await send({"type": "http.response.body", "body": last, "more_body": False})

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from covervlm.server.api.errors import UNAVAILABLE_SECONDS, failure
+from covervlm.server.api.errors import UNAVAILABLE_SECONDS, failure, respond
 
 _STILL_ANSWERED = ("/health", "/metrics")
 
@@ -36,4 +36,4 @@ class Draining:
             code="engine_unavailable",
             headers={"Retry-After": str(UNAVAILABLE_SECONDS), "Connection": "close"},
         )
-        await refusal.response()(scope, receive, send)
+        await respond(refusal, scope)(scope, receive, send)

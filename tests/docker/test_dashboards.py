@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 from covervlm.server.demo import example_scenes
 from tests.docker.dashboard import DOCKER, queries, runnable
@@ -134,3 +135,13 @@ def test_alerts_fire_for_what_they_are_about(tmp_path):
         ["promtool", "test", "rules", "alerts_test.yml"], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_compose_itself_accepts_the_file():
+    plugin = (
+        shutil.which("docker") and not subprocess.run(["docker", "compose", "version"], capture_output=True).returncode
+    )
+    compose = ["docker", "compose"] if plugin else ["docker-compose"]
+    done = subprocess.run([*compose, "-f", str(DOCKER / "compose.yaml"), "config"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert set(yaml.safe_load(done.stdout)["services"]) == {"covervlm", "prometheus", "grafana"}
