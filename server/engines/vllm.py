@@ -31,6 +31,7 @@ from covervlm.server.engines.vllm_figures import Figures, vllm_metrics
 from covervlm.server.engines.vllm_options import VllmEngineConfig, engine_args
 from covervlm.server.engines.vllm_outputs import chunks, sampling_params
 from covervlm.server.engines.vllm_prompts import Prompts, Rendered
+from covervlm.server.engines.vllm_workers import every_worker
 from covervlm.server.fairness import has_room
 from covervlm.server.vllm_plugin.model import PruningModel
 from covervlm.server.vllm_plugin.processor import PruningProcessor
@@ -65,7 +66,7 @@ class VllmEngine(Collector):
         try:
             processor = llm.renderer.get_mm_processor()
             self._check_prunes(isinstance(processor, PruningProcessor))
-            self._check_prunes(all(await llm.collective_rpc("covervlm_prunes")))
+            self._check_prunes(all(await every_worker(llm, "covervlm_prunes")))
         except BaseException:
             llm.shutdown()
             raise

@@ -12,6 +12,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from covervlm.server.engines.base import EngineStats
+from covervlm.server.engines.vllm_workers import every_worker
 
 
 class Figures:
@@ -46,7 +47,7 @@ class Figures:
 
     async def _read_cache(self, llm: AsyncLLM) -> None:
         with contextlib.suppress(EngineDeadError):
-            figures = await llm.collective_rpc("covervlm_cache")
+            figures = await every_worker(llm, "covervlm_cache")
             self._cache = tuple(sum(column) for column in zip(*figures, strict=True))
 
 

@@ -11,6 +11,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from covervlm.server.engines.base import GenerationRequest, ImagePart, ImageReport, InvalidRequest, PromptReport
 from covervlm.server.engines.selection import guiding_text, pruner_for
+from covervlm.server.engines.vllm_workers import every_worker
 from covervlm.server.models.processor import ChatProcessor
 from covervlm.server.vllm_plugin.plan import FIELD
 from covervlm.server.vllm_plugin.processor import PruningProcessor
@@ -84,7 +85,7 @@ class Prompts:
         return PromptReport(rendered.prompt_tokens, tuple(reports), seconds)
 
     async def _with_indices(self, request: GenerationRequest, rendered: Rendered) -> list[ImageReport]:
-        workers = await self._llm.collective_rpc("covervlm_chosen", args=(list(rendered.digests),))
+        workers = await every_worker(self._llm, "covervlm_chosen", list(rendered.digests))
         reports = []
         for i, (report, part) in enumerate(zip(rendered.reports, _still_images(request), strict=True)):
             indices: Sequence[int] | None = range(report.total)
