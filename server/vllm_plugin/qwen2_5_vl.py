@@ -59,7 +59,7 @@ class PruningQwen2_5_VL(PruningModel, Qwen2_5_VLForConditionalGeneration):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         multimodal = vllm_config.model_config.multimodal_config
-        if multimodal.is_multimodal_pruning_enabled():
+        if multimodal.video_pruning_rate:
             raise ValueError("--video-pruning-rate and covervlm's pruning of images exclude each other")
         if vllm_config.parallel_config.pipeline_parallel_size > 1:
             raise ValueError(
