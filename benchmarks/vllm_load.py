@@ -1,11 +1,11 @@
 """The vLLM engine in closed loops: unpruned, MMTok at 192 and 64 tokens, and vision coverage at 64, side by side.
 
-    python benchmarks/vllm_load.py --python .venv-vllm/bin/python                      a new image with every request
-    python benchmarks/vllm_load.py --python .venv-vllm/bin/python --images same        one image, other questions
+    python benchmarks/vllm_load.py --python .venv-vllm/bin/python                     the demo model
+    python benchmarks/vllm_load.py --python .venv-vllm/bin/python --model random      a language model that dominates
 
-One server answers all four on random weights whose language model dominates (`benchmarks/speed/random_llava.py`). A row
-is printed as soon as it is measured. Every answer has exactly --tokens tokens, and an error ends the program. Unlike
-`load.py`, the client is a few lines of asyncio, so that a run of one row per load fits into five minutes on two cores.
+One server answers all four, with a new image in every request and then with one image and other questions. A row is
+printed as soon as it is measured. Every answer has exactly --tokens tokens, and an error ends the program. Unlike
+`load.py`, the client is a few lines of asyncio, and a run on the demo model takes about three minutes on two cores.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from speed.random_llava import save_random_llava
 from speed.streamed import Streamed, ask, http_client
 from speed.workload import IMAGES, Asked, workload
 
-MODEL = Path("results/random-llava")
+RANDOM = Path("results/random-llava")
 VARIANTS = {
     "unpruned": {"method": "none"},
     "mmtok 192": {"method": "mmtok", "keep_tokens": 192},
@@ -87,29 +87,31 @@ async def measure(url: str, arguments: argparse.Namespace) -> None:
     number = 0
     for pruning in VARIANTS.values():
         await closed_loop(url, [body(one, pruning, 2) for one in workload("new", 1, number)], 1)
-    print(f"{HEADER}\n{'|---' * 7}|", flush=True)
-    for streams in arguments.concurrency:
-        baseline = 0.0
-        for name, pruning in VARIANTS.items():
-            number += 1
-            count = max(2, streams) * arguments.requests_per_stream
-            asked = workload(arguments.images, count, number)
-            run = await closed_loop(url, [body(one, pruning, arguments.tokens) for one in asked], streams)
-            baseline = baseline or run.requests_per_second
-            print(run.row(name, streams, baseline), flush=True)
+    for images in arguments.images:
+        print(f"\n{images} image\n\n{HEADER}\n{'|---' * 7}|", flush=True)
+        for streams in arguments.concurrency:
+            baseline = 0.0
+            for name, pruning in VARIANTS.items():
+                number += 1
+                asked = workload(images, max(2, streams) * arguments.requests_per_stream, number)
+                run = await closed_loop(url, [body(one, pruning, arguments.tokens) for one in asked], streams)
+                baseline = baseline or run.requests_per_second
+                print(run.row(name, streams, baseline), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", type=Path, required=True, help="the interpreter of the environment that holds vLLM")
-    parser.add_argument("--images", choices=IMAGES, default="new")
+    parser.add_argument("--images", choices=IMAGES, nargs="*", default=IMAGES)
     parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 8, 32])
-    parser.add_argument("--requests-per-stream", type=int, default=1)
+    parser.add_argument("--model", choices=["demo", "random"], default="demo")
+    parser.add_argument("--requests-per-stream", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=8, help="tokens of every answer (default: 8)")
     arguments = parser.parse_args(argv)
-    if not (MODEL / "model.safetensors").exists():
-        save_random_llava(MODEL)
-    options = ["--model", str(MODEL), "--served-model-name", "model", "--engine", "vllm"]
+    if arguments.model == "random" and not (RANDOM / "model.safetensors").exists():
+        save_random_llava(RANDOM)
+    model = "demo" if arguments.model == "demo" else str(RANDOM)
+    options = ["--model", model, "--served-model-name", "model", "--engine", "vllm"]
     options += ["--vllm-args=--enforce-eager --max-model-len 1024"]
     environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "PYTHONPATH": str(TORCHVISION_CURE)}
     # Both of two cores for the worker; vLLM would keep one of them for its front end.
