@@ -60,3 +60,15 @@ def test_a_seed_decides_the_draws_and_no_seed_does_not():
 @pytest.mark.parametrize("seed", [-1, 0, 2**63 - 1, 2**70])
 def test_any_integer_is_a_seed(seed):
     assert len(draw(SamplingParams(seed=seed), 1)) == 1
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-300, 5e-324])
+def test_temperatures_that_would_overflow_are_zero(temperature):
+    assert draw(SamplingParams(temperature=temperature, seed=1), 20) == [0] * 20
+
+
+@pytest.mark.parametrize("penalty", [0.01, 100.0])
+def test_the_strongest_penalties_at_the_lowest_temperature_still_draw(penalty):
+    params = SamplingParams(temperature=1e-5, repetition_penalty=penalty, top_p=0.5, top_k=10**30, min_p=1.0, seed=1)
+    sampler = Sampler(params, (0, 1), choice=0)
+    assert sampler.sample(torch.tensor([3e4, -3e4, 1.0])) in (0, 1, 2)

@@ -1,0 +1,62 @@
+"""The schema at /openapi.json: what it says of keys, events, files and refusals, and that it is whole."""
+
+import json
+import re
+
+import pytest
+from starlette.testclient import TestClient
+
+from covervlm.server import create_app
+from covervlm.server.settings import Settings
+from tests.server.api.scripted import ScriptedEngine
+
+
+def schema(**settings):
+    client = TestClient(create_app(Settings(clip_model="demo", **settings), ScriptedEngine()))
+    headers = {"Authorization": "Bearer one"} if settings else {}
+    return client.get("/openapi.json", headers=headers).json()
+
+
+@pytest.fixture(scope="module")
+def served():
+    return schema()
+
+
+def test_every_reference_leads_somewhere_and_no_name_tells_of_modules(served):
+    names = set(served["components"]["schemas"])
+    assert {name.rpartition("/")[2] for name in re.findall(r'"\$ref": "([^"]+)"', json.dumps(served))} <= names
+    assert not [name for name in names if "__" in name]
+
+
+def test_every_operation_says_what_it_answers_with_and_how_it_fails(served):
+    for path, operations in served["paths"].items():
+        for method, operation in operations.items():
+            answers = operation["responses"]
+            assert {"4XX", "5XX"} < set(answers), (method, path)
+            for status in ("4XX", "5XX"):
+                assert answers[status]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorBody")
+            [success] = [answer for status, answer in answers.items() if status.startswith("2")]
+            assert success["content"], (method, path)
+            assert ("requestBody" in operation) == (method in ("post", "put")), (method, path)
+
+
+def test_streams_are_described_with_the_model_of_their_events(served):
+    answer = served["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
+    assert set(answer) == {"application/json", "text/event-stream"}
+    assert "ChatCompletionChunk" in answer["text/event-stream"]["schema"]["description"]
+    assert "delta" in served["components"]["schemas"]["ChunkChoice"]["properties"]
+
+
+def test_what_is_refused_by_name_is_no_part_of_the_schema(served):
+    fields = served["components"]["schemas"]["ChatCompletionRequest"]["properties"]
+    assert fields["tools"]["enum"] == [None, []]
+    assert fields["prediction"]["enum"] == [None]
+
+
+def test_keys_are_described_where_there_are_keys(served):
+    assert "securitySchemes" not in served["components"]
+    with_keys = schema(api_key="one")
+    for path, operations in with_keys["paths"].items():
+        for operation in operations.values():
+            assert operation["security"] == ([] if path in ("/health", "/ready") else [{"key": []}])
+    assert with_keys["components"]["securitySchemes"]["key"] == {"type": "http", "scheme": "bearer"}
