@@ -19,7 +19,7 @@ def draw_overlay(
     *,
     box: tuple[float, float, float, float] | None = None,
 ) -> Image.Image:
-    """The RGB image, dark but for the kept patches, which are outlined.
+    """The RGB image, dark but for the kept patches, with a line around them and none between two that touch.
 
     grid: (rows, columns). kept: places in the grid, in raster order from 0. box: (left, top, right, bottom) of the
     area that the grid covers, in pixels of the image and perhaps beyond its edges; by default the whole image.
@@ -35,13 +35,22 @@ def draw_overlay(
     xs = [round((left + (right - left) * column / columns) * scale_x) for column in range(columns + 1)]
     ys = [round((top + (bottom - top) * row / rows) * scale_y) for row in range(rows + 1)]
 
-    patches = [(xs[i % columns], ys[i // columns], xs[i % columns + 1] - 1, ys[i // columns + 1] - 1) for i in kept]
+    places = {divmod(index, columns) for index in kept}
+    patches = {(row, column): (xs[column], ys[row], xs[column + 1] - 1, ys[row + 1] - 1) for row, column in places}
     lit = Image.new("1", picture.size)
     draw = ImageDraw.Draw(lit)
-    for patch in patches:
+    for patch in patches.values():
         draw.rectangle(patch, fill=1)
     overlay = Image.composite(picture, picture.point(lambda value: round(value * DIM)), lit)
     draw = ImageDraw.Draw(overlay)
-    for patch in patches:
-        draw.rectangle(patch, outline=OUTLINE)
+    for (row, column), (x0, y0, x1, y1) in patches.items():
+        edges = {
+            (row - 1, column): (x0, y0, x1, y0),
+            (row + 1, column): (x0, y1, x1, y1),
+            (row, column - 1): (x0, y0, x0, y1),
+            (row, column + 1): (x1, y0, x1, y1),
+        }
+        for neighbour, edge in edges.items():
+            if neighbour not in places:
+                draw.line(edge, fill=OUTLINE)
     return overlay

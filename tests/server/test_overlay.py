@@ -25,6 +25,20 @@ def test_kept_patches_are_bright_and_outlined_and_the_others_dim():
                 assert (patch == DARK).all()
 
 
+def test_between_two_kept_patches_that_touch_there_is_no_line():
+    picture = drawn((80, 60), (3, 4), [1, 2, 5])
+    assert (picture[1:19, 21:59] == LIT).all()  # beside each other
+    assert (picture[1:39, 21:39] == LIT).all()  # below each other
+    for edge in (picture[0, 20:60], picture[19, 40:60], picture[:20, 59], picture[39, 20:40], picture[:40, 20]):
+        assert (edge == OUTLINE).all()
+
+
+def test_the_ends_of_two_rows_do_not_touch():
+    picture = drawn((80, 60), (3, 4), [3, 4])
+    assert (picture[:20, 79] == OUTLINE).all()
+    assert (picture[20:40, 0] == OUTLINE).all()
+
+
 def test_rows_and_columns_are_not_mixed_up():
     picture = drawn((70, 130), (13, 7), [8])
     ys, xs = (picture == LIT).all(axis=2).nonzero()
