@@ -9,8 +9,8 @@ import vllm.plugins
 from vllm import ModelRegistry
 from vllm.model_executor.model_loader import utils as loader
 
-from covervlm.server.engines.registry import StartupError, start_engine
-from covervlm.server.settings import Settings
+from covervlm.server.demo import model_path
+from covervlm.server.engines.vllm import VllmEngine, VllmEngineConfig
 from covervlm.server.vllm_plugin import ARCHITECTURES, UnsupportedVllm, check_version, register
 
 LLAVA = "LlavaForConditionalGeneration"
@@ -51,7 +51,7 @@ async def test_our_server_does_not_start_on_classes_that_do_not_prune(monkeypatc
     monkeypatch.setattr(loader, "_MODEL_ARCH_BY_HASH", {})
     ModelRegistry.register_model(LLAVA, f"vllm.model_executor.models.llava:{LLAVA}")
     try:
-        with pytest.raises(StartupError, match=r"does not prune.*VLLM_PLUGINS"):
-            await start_engine(Settings(engine="vllm", vllm_args="--enforce-eager"))
+        with pytest.raises(ValueError, match=r"does not prune.*VLLM_PLUGINS"):
+            await VllmEngine(VllmEngineConfig(str(model_path()), vllm_args="--enforce-eager")).start()
     finally:
         register()
