@@ -76,8 +76,12 @@ class KVBatch:
         running: list[tuple[Tensor | None, Tensor | None]] = [layer.live() for layer in self._layers]
         running = running or [(None, None)] * len(prefilled)
         self._layers = [
-            GrowingLayer(*(_aligned(old, new, sources, joined, width) for old, new in zip(*sides, strict=True)), width)
-            for sides in zip(running, prefilled, strict=True)
+            GrowingLayer(
+                _aligned(old_keys, keys, sources, joined, width),
+                _aligned(old_values, values, sources, joined, width),
+                width,
+            )
+            for (old_keys, old_values), (keys, values) in zip(running, prefilled, strict=True)
         ]
         self.lengths += joined
 
@@ -86,10 +90,10 @@ class KVBatch:
         self.lengths = [self.lengths[row] for row in rows]
         width = max(self.lengths, default=0)
         unused = self.width - width
+        live = [layer.live() for layer in self._layers] if rows else []
         self._layers = [
-            GrowingLayer(*(_chosen(side[:, :, unused:], rows) for side in layer.live()), width)
-            for layer in self._layers
-            if rows
+            GrowingLayer(_chosen(keys[:, :, unused:], rows), _chosen(values[:, :, unused:], rows), width)
+            for keys, values in live
         ]
 
     def step_mask(self) -> Tensor:
