@@ -26,7 +26,7 @@ from covervlm.server.clip.onzeta import OnlineZeroShot
 from covervlm.server.clip.service import ranked
 from covervlm.server.clip.sessions import Sessions, SnapshotInterval
 from covervlm.server.store import Store
-from covervlm.server.store_database import Database
+from covervlm.server.store.database import Database
 
 
 def random_space(images: int, classes: int, dimensions: int) -> tuple[Tensor, Tensor]:

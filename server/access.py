@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from covervlm.server.engines.base import EngineError
-from covervlm.server.store_records import ANONYMOUS
+from covervlm.server.store.records import ANONYMOUS
 
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 

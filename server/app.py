@@ -10,7 +10,6 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from covervlm.server.access import CallerLimits, Callers, Keys
 from covervlm.server.adaptive_budget import AdaptiveBudget
-from covervlm.server.addresses import AddressPolicy
 from covervlm.server.agent import build_agent
 from covervlm.server.api import chat, clip, errors, models, openapi, ops, playground
 from covervlm.server.api.authentication import PROBES, Authentication
@@ -24,9 +23,10 @@ from covervlm.server.api.prepare import Preparation
 from covervlm.server.clip.registry import build_clip, build_words
 from covervlm.server.engines.base import Engine
 from covervlm.server.engines.registry import build_engine, startup_failures
-from covervlm.server.fetch import Fetcher, FetchLimits
 from covervlm.server.inflight import InFlight
-from covervlm.server.media import ImageLimits, ImageLoader
+from covervlm.server.media.addresses import AddressPolicy
+from covervlm.server.media.fetch import Fetcher, FetchLimits
+from covervlm.server.media.images import ImageLimits, ImageLoader
 from covervlm.server.settings import Settings
 from covervlm.server.tracing import Tracing, build_tracing
 

@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from covervlm.server.access import Callers, Keys, RateLimited, configured, hashed
 from covervlm.server.api.errors import describe, failure, respond
-from covervlm.server.store_records import ANONYMOUS
+from covervlm.server.store.records import ANONYMOUS
 
 PROBES = ("/health", "/ready")
 

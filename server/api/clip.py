@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from covervlm.server.api import clustering, embeddings, jobs, zero_shot, zero_shot_sessions
 from covervlm.server.clip.words import WordSource
-from covervlm.server.media import ImageLoader
+from covervlm.server.media.images import ImageLoader
 
 if TYPE_CHECKING:
     from covervlm.server.clip.service import ClipService

@@ -12,7 +12,7 @@ from covervlm.server.api.image_inputs import ImageInput, load_images
 from covervlm.server.api.jobs import JobStatus, status
 from covervlm.server.api.owner import owner
 from covervlm.server.clip.words import WordSource
-from covervlm.server.media import ImageLoader
+from covervlm.server.media.images import ImageLoader
 
 if TYPE_CHECKING:
     from covervlm.server.clip.service import ClipService

@@ -12,7 +12,7 @@ from covervlm.server.api.chat_request import ImageContent, Text, TextContent, Wi
 from covervlm.server.api.errors import MODEL_NOT_FOUND, RESPONSES, UNSUPPORTED_PARAMETER
 from covervlm.server.api.image_inputs import load_images
 from covervlm.server.engines.base import InvalidRequest
-from covervlm.server.media import ImageLoader
+from covervlm.server.media.images import ImageLoader
 
 if TYPE_CHECKING:
     from covervlm.server.clip.service import ClipService

@@ -7,7 +7,7 @@ from PIL.Image import Image
 
 from covervlm.server.api.chat_request import ImageContent, Text
 from covervlm.server.engines.base import InvalidRequest
-from covervlm.server.media import ImageLoader
+from covervlm.server.media.images import ImageLoader
 
 ImageInput = Text | ImageContent
 """A base64 data URL, bare base64, or {"type": "image_url", "image_url": {"url": ...}}."""

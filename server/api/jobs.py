@@ -12,7 +12,7 @@ from covervlm.server.api.event_stream import DONE, EventStream, event
 from covervlm.server.api.openapi import events_of
 from covervlm.server.api.owner import owner
 from covervlm.server.resources import NotFound
-from covervlm.server.store_records import Job
+from covervlm.server.store.records import Job
 
 if TYPE_CHECKING:
     from covervlm.server.clip.service import ClipService

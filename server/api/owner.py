@@ -2,7 +2,7 @@
 
 from fastapi import Request
 
-from covervlm.server.store_records import ANONYMOUS
+from covervlm.server.store.records import ANONYMOUS
 
 
 def owner(request: Request) -> str:

@@ -21,10 +21,10 @@ from covervlm.server.engines.base import (
     TextPart,
     VideoPart,
 )
-from covervlm.server.media import ImageLoader
+from covervlm.server.media.images import ImageLoader
+from covervlm.server.media.video import VideoLimits, VideoLoader
 from covervlm.server.settings import Settings
-from covervlm.server.store_records import ANONYMOUS
-from covervlm.server.video import VideoLimits, VideoLoader
+from covervlm.server.store.records import ANONYMOUS
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from covervlm.server.api.openapi import FILE_ANSWER, FILE_BODY
 from covervlm.server.api.owner import owner
 from covervlm.server.clip.templates import ENSEMBLE
 from covervlm.server.engines.base import InvalidRequest
-from covervlm.server.media import ImageLoader
-from covervlm.server.store_records import Classifier
+from covervlm.server.media.images import ImageLoader
+from covervlm.server.store.records import Classifier
 
 if TYPE_CHECKING:
     from covervlm.server.clip.service import ClipService

@@ -22,7 +22,7 @@ from covervlm.server.api.zero_shot import (
     tensors_file,
 )
 from covervlm.server.clip.templates import ENSEMBLE
-from covervlm.server.media import ImageLoader
+from covervlm.server.media.images import ImageLoader
 
 if TYPE_CHECKING:
     from covervlm.server.clip.service import ClipService

@@ -19,7 +19,7 @@ from covervlm.server.clip.uploads import Uploads
 from covervlm.server.engines.base import InvalidRequest
 from covervlm.server.resources import Conflict, NotFound
 from covervlm.server.store import NameTaken, Store
-from covervlm.server.store_records import Classifier, Job
+from covervlm.server.store.records import Classifier, Job
 
 MOST_SCORES = 2**29
 """Images times classes of one fit, which takes four bytes for each: 2 GiB."""

@@ -13,7 +13,7 @@ from covervlm.server.clip.clustering import ClusteringRequest, cluster
 from covervlm.server.clip.jobs import JobError, JobRunner, Reporter, encoding
 from covervlm.server.clip.words import UnusableWords
 from covervlm.server.engines.base import EngineError
-from covervlm.server.store_records import Job
+from covervlm.server.store.records import Job
 
 _LOOK_UP = 0.2
 """Seconds after which a job that waits for a language model sees whether it was cancelled."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from covervlm.server.resources import Conflict, QuotaExceeded, ResourceError
 from covervlm.server.store import Store
-from covervlm.server.store_records import RESTARTED, Job
+from covervlm.server.store.records import RESTARTED, Job
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from covervlm.server.clip.onzeta import OnlineState, OnlineZeroShot
 from covervlm.server.clip.tensors import BadTensors, pack, unpack
 from covervlm.server.resources import Conflict
-from covervlm.server.store_records import Answer, Session
+from covervlm.server.store.records import Answer, Session
 
 REMEMBERED_KEYS = 4096
 REMEMBERED_BYTES = 16 * 1024**2

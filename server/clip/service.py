@@ -24,8 +24,8 @@ from covervlm.server.clip.uploads import Uploads
 from covervlm.server.engines.base import EngineUnavailable
 from covervlm.server.resources import Conflict
 from covervlm.server.store import Store
-from covervlm.server.store_database import Database, StoreError
-from covervlm.server.store_records import JOB_STATES
+from covervlm.server.store.database import Database, StoreError
+from covervlm.server.store.records import JOB_STATES
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from covervlm.server.clip.onzeta import OnlinePrediction, OnlineZeroShot
 from covervlm.server.clip.tensors import pack, unpack
 from covervlm.server.resources import NotFound
 from covervlm.server.store import Store
-from covervlm.server.store_records import Session
+from covervlm.server.store.records import Session
 
 log = logging.getLogger(__name__)
 

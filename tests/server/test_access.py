@@ -6,7 +6,7 @@ import pytest
 
 from covervlm.server.access import CallerLimits, Callers, Keys, RateLimited, cache_digest, configured, read_key_file
 from covervlm.server.settings import Settings, SettingsError
-from covervlm.server.store_records import ANONYMOUS
+from covervlm.server.store.records import ANONYMOUS
 
 
 def sha(key):

@@ -15,7 +15,7 @@ from covervlm.server import create_app
 from covervlm.server.access import CallerLimits, Callers
 from covervlm.server.engines.base import EngineOverloaded, GenerationChunk
 from covervlm.server.inflight import InFlight, hold
-from covervlm.server.media import ImageLimits, ImageLoader
+from covervlm.server.media.images import ImageLimits, ImageLoader
 from covervlm.server.settings import Settings
 from tests.server.api.scripted import Gate, ScriptedEngine, chat_body, data_url, prompt_report
 
@@ -168,7 +168,7 @@ def test_a_decoder_without_memory_is_the_servers_trouble_and_not_the_images(monk
     def no_memory(image):
         raise MemoryError
 
-    monkeypatch.setattr("covervlm.server.media._to_rgb", no_memory)
+    monkeypatch.setattr("covervlm.server.media.images._to_rgb", no_memory)
     with TestClient(create_app(Settings(), ScriptedEngine())) as client:
         response = client.post("/v1/chat/completions", json=chat_body("What?", PICTURE))
         assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_overloaded")

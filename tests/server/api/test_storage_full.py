@@ -7,7 +7,7 @@ import pytest
 
 from covervlm.server.resources import StorageFull
 from covervlm.server.store import Store
-from covervlm.server.store_database import Database
+from covervlm.server.store.database import Database
 from tests.server.api.clip_app import SHAPES, clip_client, error, finished, urls
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from covervlm.server import create_app
-from covervlm.server.media import image_digest
+from covervlm.server.media.images import image_digest
 from covervlm.server.settings import Settings
 from tests.server.api.scripted import ScriptedEngine
 

@@ -14,7 +14,7 @@ from covervlm.server.clip.onzeta import OnlineZeroShot
 from covervlm.server.clip.sessions import Sessions, SnapshotInterval
 from covervlm.server.resources import Conflict, NotFound
 from covervlm.server.store import Store
-from covervlm.server.store_database import Database
+from covervlm.server.store.database import Database
 
 TEXT = normalize(torch.randn(8, 3, generator=torch.Generator().manual_seed(0)), dim=0)
 IMAGES = normalize(torch.randn(40, 8, generator=torch.Generator().manual_seed(1)), dim=1)

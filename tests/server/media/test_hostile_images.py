@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from covervlm.server.engines.base import InvalidRequest
-from covervlm.server.media import ImageLimits, decode_image, image_bytes
+from covervlm.server.media.images import ImageLimits, decode_image, image_bytes
 
 LIMITS = ImageLimits(max_bytes=1_000_000, max_pixels=100_000)
 RED = Image.new("RGB", (6, 4), (255, 0, 0))

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from covervlm.server.engines.base import InvalidRequest
-from covervlm.server.media_files import read_media_file
+from covervlm.server.media.files import read_media_file
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from covervlm.server import media
 from covervlm.server.engines.base import EngineOverloaded, ImagePart, InvalidRequest
-from covervlm.server.media import ImageLimits, ImageLoader, decode_image, image_bytes, image_digest
+from covervlm.server.media import images
+from covervlm.server.media.images import ImageLimits, ImageLoader, decode_image, image_bytes, image_digest
 
 LIMITS = ImageLimits(max_bytes=1_000_000, max_pixels=100_000)
 
@@ -243,7 +243,7 @@ def test_too_many_bytes_are_refused_before_base64_is_decoded(monkeypatch):
     def decoded(*_, **__):
         raise AssertionError("base64 was decoded")
 
-    monkeypatch.setattr(media.base64, "b64decode", decoded)
+    monkeypatch.setattr(images.base64, "b64decode", decoded)
     with pytest.raises(InvalidRequest, match="more than 10 bytes"):
         image_bytes("A" * 1000, ImageLimits(max_bytes=10, max_pixels=1))
 
@@ -317,7 +317,7 @@ async def test_no_more_images_wait_than_allowed_and_there_is_room_again_after(mo
         assert opened.wait(20)
         return part
 
-    monkeypatch.setattr(media, "image_part", slow)
+    monkeypatch.setattr(images, "image_part", slow)
     loader = ImageLoader(LIMITS, threads=2, max_pending=5)
     try:
         loads = [asyncio.create_task(loader.load("YWJj", param="p")) for _ in range(5)]

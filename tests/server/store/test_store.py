@@ -10,16 +10,16 @@ import time
 import pytest
 
 from covervlm.server.store import NameTaken, Store
-from covervlm.server.store_database import Database, StoreError
-from covervlm.server.store_records import Answer
+from covervlm.server.store.database import Database, StoreError
+from covervlm.server.store.records import Answer
 
 # Writes as the server does and says on stdout what was acknowledged, until it is killed.
 WRITER = """
 import sys
 from pathlib import Path
 from covervlm.server.store import Store
-from covervlm.server.store_records import Answer
-from covervlm.server.store_database import Database
+from covervlm.server.store.records import Answer
+from covervlm.server.store.database import Database
 
 store = Store(Database(Path(sys.argv[1])))
 start = int(sys.argv[2])

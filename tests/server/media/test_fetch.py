@@ -10,14 +10,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-# ruff: noqa: SIM117 (a server and what fetches from it read better one inside the other)
-from covervlm.server.addresses import AddressPolicy
 from covervlm.server.engines.base import InvalidRequest
-from covervlm.server.fetch import Fetcher, FetchLimits
-from covervlm.server.fetch import resolve as system_resolve
+
+# ruff: noqa: SIM117 (a server and what fetches from it read better one inside the other)
+from covervlm.server.media.addresses import AddressPolicy
+from covervlm.server.media.fetch import Fetcher, FetchLimits
+from covervlm.server.media.fetch import resolve as system_resolve
 
 LOOPBACK = AddressPolicy(networks=["127.0.0.0/8"])
-CERTIFICATES = Path(__file__).parent / "certificates"
+CERTIFICATES = Path(__file__).parents[1] / "certificates"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nimage"
 
 

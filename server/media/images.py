@@ -17,9 +17,9 @@ from PIL import Image, ImageOps
 from covervlm.server.access import charge_image, current_caller
 from covervlm.server.engines.base import EngineOverloaded, ImagePart, InvalidRequest
 from covervlm.server.fairness import FairTurns
-from covervlm.server.fetch import Fetcher
 from covervlm.server.inflight import hold
-from covervlm.server.media_files import read_media_file
+from covervlm.server.media.fetch import Fetcher
+from covervlm.server.media.files import read_media_file
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 Part = TypeVar("Part")

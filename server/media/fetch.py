@@ -16,8 +16,8 @@ from typing import cast
 
 import httpx
 
-from covervlm.server.addresses import Address, AddressPolicy, literal_address
 from covervlm.server.engines.base import InvalidRequest
+from covervlm.server.media.addresses import Address, AddressPolicy, literal_address
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 

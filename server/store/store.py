@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from covervlm.server.store_database import Database
-from covervlm.server.store_records import RESTARTED, Answer, Classifier, Job, Session
+from covervlm.server.store.database import Database
+from covervlm.server.store.records import RESTARTED, Answer, Classifier, Job, Session
 
 
 class NameTaken(Exception):

@@ -4,7 +4,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from covervlm.server.addresses import AddressPolicy, is_public, literal_address
+from covervlm.server.media.addresses import AddressPolicy, is_public, literal_address
 
 PUBLIC = ["8.8.8.8", "1.1.1.1", "172.15.255.255", "172.32.0.1", "100.63.255.255", "100.128.0.1", "223.255.255.255"]
 PUBLIC += ["2606:4700::1111", "2001:4860:4860::8888", "::ffff:8.8.8.8", "64:ff9b::808:808"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from covervlm.server.access import charge_image
 from covervlm.server.engines.base import ImagePart, InvalidRequest, VideoPart
 from covervlm.server.inflight import hold
-from covervlm.server.media import FORMATS, ImageLimits, ImageLoader, decode_base64, image_part
+from covervlm.server.media.images import FORMATS, ImageLimits, ImageLoader, decode_base64, image_part
 
 FRAMES_PER_SECOND = 2.0
 """What a clip is taken for where the request does not say, as in Qwen's own pipeline."""

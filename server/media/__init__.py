@@ -1,0 +1,1 @@
+"""Bytes and URLs to checked images: all limits and the fetch guard live here."""
