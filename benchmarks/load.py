@@ -43,6 +43,8 @@ RANDOM = Path("results/random-llava")
 TOKENS = 32
 OVERLOAD = 2.0
 FIXED, ADAPTIVE = "192", "64:192"
+OVERLOAD_BATCH = "8"
+"""Answers that decode at once under overload: few, so that what is too much waits in the queue, not in the batch."""
 
 
 def model_folder(name: str) -> Path:
@@ -98,8 +100,11 @@ def overload_variants(arguments: argparse.Namespace, servers: Servers) -> list[V
     """A server with a fixed budget, and one whose budget gives way to the queue."""
     exact = {} if arguments.tokens is None else {"ignore_eos": True}
     return [
-        Variant(f"fixed {FIXED}", servers.ours("--keep-tokens", FIXED), NAME, exact),
-        Variant(f"adaptive {ADAPTIVE}", servers.ours("--adaptive-budget", ADAPTIVE), NAME, exact),
+        Variant(name, servers.ours(*options, "--max-running", OVERLOAD_BATCH), NAME, exact)
+        for name, options in (
+            (f"fixed {FIXED}", ("--keep-tokens", FIXED)),
+            (f"adaptive {ADAPTIVE}", ("--adaptive-budget", ADAPTIVE)),
+        )
     ]
 
 
