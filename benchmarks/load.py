@@ -42,6 +42,8 @@ NAME = "model"
 RANDOM = Path("results/random-llava")
 TOKENS = 32
 OVERLOAD = 2.0
+AHEAD = 32
+"""Requests that a closed loop must have left: guidellm takes some ahead, and hangs where it finds none."""
 FIXED, ADAPTIVE = "192", "64:192"
 OVERLOAD_BATCH = "8"
 """Answers that decode at once under overload: few, so that what is too much waits in the queue, not in the batch."""
@@ -130,7 +132,7 @@ class Bench:
                     raise SystemExit(f"{variant.name} refuses a request: {answer.text[:400]}")
 
     def measure(self, load: Load, variant: Variant, number: int) -> Measurement:
-        asked = self._workload(load.requests + 2 * (load.concurrency or 0))
+        asked = self._workload(load.requests + (AHEAD + 2 * load.concurrency if load.concurrency else 0))
         options = {"tokens": self._arguments.tokens, "seconds": self._arguments.seconds}
         return Measurement(variant.name, load, number, self._generator.measure(load, variant, asked, **options))
 
