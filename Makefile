@@ -86,7 +86,7 @@ bench: $(READY)
 # The server under load, unpruned and pruned side by side: the demo model, then one whose language model dominates.
 load: $(READY) $(LOAD)/.ready
 	$(BIN)/python benchmarks/load.py
-	$(BIN)/python benchmarks/load.py --model random --budgets 64 --concurrency 8
+	$(BIN)/python benchmarks/load.py --model random --budgets 64 --concurrency 8 --tokens 8 --rounds 2 --requests-per-stream 2
 
 # About 75 minutes on one core. The result goes to OUT and replaces nothing.
 demo-model: $(READY)

@@ -102,7 +102,10 @@ def test_rows_pool_the_rounds_and_ratios_compare_within_a_round():
     assert (pruned.requests, pruned.errors, pruned.right) == (6, 2, 1.0)
     text = table(found, accuracy=True)
     assert "| 4 at once | mmtok 64 | 77 | 750 / 1,000 / 1,000 |" in text
+    assert "| 6 of 16 | 2 |" in text
     assert "6.00x (4.00-8.00) | 4.00x (2.00-6.00) | 100.0% |" in text
+    for accuracy in (True, False):
+        assert len({line.count("|") for line in table(found, accuracy=accuracy).splitlines()}) == 1
 
 
 def test_a_variant_that_answers_nothing_has_errors_and_no_ratio():
