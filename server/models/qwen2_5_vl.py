@@ -6,7 +6,10 @@ from typing import Any, Self
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLProcessor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLProcessor
+
+# Imported from its module: older releases of transformers refuse the public name where torchvision is missing.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.vision_utils import get_vision_window_index
 
 from covervlm.pruners.question import all_words
