@@ -41,7 +41,6 @@ NAME = "model"
 """What our server and vLLM call the model."""
 RANDOM = Path("results/random-llava")
 TOKENS = 32
-OVERLOAD = 2.0
 AHEAD = 32
 """Requests that a closed loop must have left: guidellm takes some ahead, and hangs where it finds none."""
 FIXED, ADAPTIVE = "192", "64:192"
@@ -163,11 +162,11 @@ def run_table(arguments: argparse.Namespace, bench: Bench, servers: Servers) -> 
 
 
 def run_overload(arguments: argparse.Namespace, bench: Bench, servers: Servers) -> Iterator[Measurement]:
-    """The fixed budget's capacity, which is printed, then arrivals at OVERLOAD times that rate."""
+    """The fixed budget's capacity, which is printed, then arrivals at --overload times that rate."""
     variants = overload_variants(arguments, servers)
     bench.warm_up(variants)
     capacity = bench.measure(Load(arguments.requests_per_stream * 8, 8), variants[0], 0)
-    arrivals = Load(arguments.requests_per_stream * 8, rate=OVERLOAD * capacity.requests_per_second)
+    arrivals = Load(arguments.requests_per_stream * 8, rate=arguments.overload * capacity.requests_per_second)
     print(f"{variants[0].name}: {capacity.requests_per_second:.2f} requests/s at capacity", file=sys.stderr)
     yield from bench.rounds([arrivals], variants)
 
@@ -186,6 +185,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--budgets", nargs="*", default=["192", "128", "64", "32"], metavar="[METHOD:]COUNT")
     parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 8, 32], help="closed loops (default: 1 8 32)")
     parser.add_argument("--rate", type=float, nargs="*", default=[], help="open loops: Poisson arrivals a second")
+    parser.add_argument("--overload", type=float, default=2.0, help="arrivals over capacity, with --scenario overload")
     parser.add_argument("--images", choices=IMAGES, default="new", help="a new image per request, or always the same")
     parser.add_argument("--tokens", type=int, help="tokens of every answer, whatever they say")
     parser.add_argument(
