@@ -43,7 +43,7 @@ RANDOM = Path("results/random-llava")
 TOKENS = 32
 AHEAD = 32
 """Requests that a closed loop must have left: guidellm takes some ahead, and hangs where it finds none."""
-FIXED, ADAPTIVE = "192", "64:192"
+FIXED = "192"
 OVERLOAD_BATCH = "8"
 """Answers that decode at once under overload: few, so that what is too much waits in the queue, not in the batch."""
 
@@ -104,7 +104,7 @@ def overload_variants(arguments: argparse.Namespace, servers: Servers) -> list[V
         Variant(name, servers.ours(*options, "--max-running", OVERLOAD_BATCH), NAME, exact)
         for name, options in (
             (f"fixed {FIXED}", ("--keep-tokens", FIXED)),
-            (f"adaptive {ADAPTIVE}", ("--adaptive-budget", ADAPTIVE)),
+            (f"adaptive {arguments.adaptive}", ("--adaptive-budget", arguments.adaptive)),
         )
     ]
 
@@ -186,6 +186,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 8, 32], help="closed loops (default: 1 8 32)")
     parser.add_argument("--rate", type=float, nargs="*", default=[], help="open loops: Poisson arrivals a second")
     parser.add_argument("--overload", type=float, default=2.0, help="arrivals over capacity, with --scenario overload")
+    parser.add_argument("--adaptive", default="64:192", help="the budget that gives way (default: 64:192)")
     parser.add_argument("--images", choices=IMAGES, default="new", help="a new image per request, or always the same")
     parser.add_argument("--tokens", type=int, help="tokens of every answer, whatever they say")
     parser.add_argument(
