@@ -124,11 +124,12 @@ class ChatAnswer:
 class Model:
     """A served model, or its name with a budget such as demo:64.
 
-    vision_tokens: of one image, None where that depends on the image. keep_tokens: the budget in the name.
+    vision_tokens: of one image, None where that depends on the image. keep_tokens: the budget in the name. The model
+    that embeds has none of the numbers.
     """
 
     id: str
-    context_length: int
+    context_length: int | None
     vision_tokens: int | None
     keep_tokens: int | None
 

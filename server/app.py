@@ -117,7 +117,7 @@ def create_app(
         metrics.watch_adaptive_budget(lambda: adaptive_budget.observe(engine.stats().waiting))
     prepare = Preparation(engine, settings, loader, build_agent(engine, settings), adaptive_budget)
     app.include_router(chat.router(engine, prepare, metrics))
-    app.include_router(models.router(engine, settings))
+    app.include_router(models.router(engine, settings, clip_service.name if clip_service is not None else None))
     app.include_router(ops.router(engine, metrics))
     app.include_router(playground.router(engine, settings))
     if clip_service is not None:

@@ -1,4 +1,4 @@
-"""GET /v1/models: the served model, and its names that carry a budget, such as demo:64."""
+"""GET /v1/models: the served model, its names that carry a budget, such as demo:64, and the model that embeds."""
 
 import time
 from typing import Literal
@@ -14,7 +14,8 @@ from covervlm.server.settings import Settings
 class ModelCard(BaseModel):
     """A model in OpenAI's terms and vLLM's (`root`, `max_model_len`), and its vision tokens per image.
 
-    `vision_tokens` is null where it depends on the image; `keep_tokens` is the budget in an alias's name.
+    `vision_tokens` is null where it depends on the image; `keep_tokens` is the budget in an alias's name. The model
+    that embeds has neither, and no `max_model_len`.
     """
 
     id: str
@@ -22,8 +23,8 @@ class ModelCard(BaseModel):
     created: int
     owned_by: str = "covervlm"
     root: str
-    max_model_len: int
-    vision_tokens: int | None
+    max_model_len: int | None = None
+    vision_tokens: int | None = None
     keep_tokens: int | None = None
 
 
@@ -43,10 +44,11 @@ def budget_in_name(name: str, settings: Settings) -> int | None:
     budget = name.removeprefix(f"{served}:")
     if budget != name and budget.isascii() and budget.isdigit() and len(budget) < 10 and int(budget) > 0:
         return int(budget)
-    raise InvalidRequest(f"The model '{name[:200]}' does not exist.", param="model", code=MODEL_NOT_FOUND)
+    message = f"The model '{name[:200]}' does not exist or does not chat; this server chats with '{served}'."
+    raise InvalidRequest(message, param="model", code=MODEL_NOT_FOUND)
 
 
-def router(engine: Engine, settings: Settings) -> APIRouter:
+def router(engine: Engine, settings: Settings, embedding_model: str | None = None) -> APIRouter:
     routes = APIRouter(tags=["models"], responses=RESPONSES)
     created = int(time.time())
 
@@ -60,14 +62,17 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
             keep_tokens=budget,
         )
 
+    embedding = [ModelCard(id=name, created=created, root=name) for name in (embedding_model,) if name is not None]
+
     @routes.get("/v1/models")
     async def list_models() -> ModelList:
         served = settings.model_name
         aliases = [card(f"{served}:{budget}", budget) for budget in settings.budget_aliases]
-        return ModelList(data=[card(served, None), *aliases])
+        return ModelList(data=[card(served, None), *aliases, *embedding])
 
     @routes.get("/v1/models/{model:path}")
     async def retrieve_model(model: str) -> ModelCard:
-        return card(model, budget_in_name(model, settings))
+        known = next((entry for entry in embedding if entry.id == model), None)
+        return known or card(model, budget_in_name(model, settings))
 
     return routes

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from covervlm.server.engines.base import InvalidRequest, PromptReport
+from covervlm.server.engines.base import PromptReport
 from covervlm.server.engines.feature_cache import FeatureCache
 from covervlm.server.engines.selection import Selector, guiding_text
 from covervlm.server.engines.sequence import Job
@@ -79,7 +79,8 @@ class Admission:
             seconds=job.seconds,
             cached_images=len(job.keys) - len(job.pixels),
         )
-        return Prepared(job, prompt, report, self._token_limit(job, len(prompt)) if job.generates else 0)
+        limit = request.token_limit(len(prompt), self._adapter.context_length) if job.generates else 0
+        return Prepared(job, prompt, report, limit)
 
     def _run_tower(
         self, inputs: Mapping[str, Mapping[str, Any]], attention: bool
@@ -102,15 +103,3 @@ class Admission:
                 encoded[key] = image
                 self._cache.put(key, image)
         return encoded
-
-    def _token_limit(self, job: Job, prompt_tokens: int) -> int:
-        asked, context = job.request.sampling.max_tokens, self._adapter.context_length
-        if prompt_tokens + (asked or 1) > context:
-            wanted = f" and {asked} for the answer" if asked else ""
-            raise InvalidRequest(
-                f"This model's context is {context} tokens, but the prompt needs {prompt_tokens}{wanted}. "
-                "Shorten the messages, lower max_tokens, or keep fewer vision tokens (vision_pruning.keep_tokens).",
-                param="messages",
-                code="context_length_exceeded",
-            )
-        return asked or context - prompt_tokens

@@ -134,6 +134,19 @@ class GenerationRequest:
         """Images and videos in reading order; a video counts as one image with one budget."""
         return tuple(p for message in self.messages for p in message.content if not isinstance(p, TextPart))
 
+    def token_limit(self, prompt_tokens: int, context: int) -> int:
+        """The most tokens that may be generated; InvalidRequest where a context of so many tokens is too short."""
+        asked = self.sampling.max_tokens
+        if prompt_tokens + (asked or 1) > context:
+            wanted = f" and {asked} for the answer" if asked else ""
+            raise InvalidRequest(
+                f"This model's context is {context} tokens, but the prompt needs {prompt_tokens}{wanted}. "
+                "Shorten the messages, lower max_tokens, or keep fewer vision tokens (vision_pruning.keep_tokens).",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        return asked or context - prompt_tokens
+
 
 @dataclass(frozen=True)
 class ImageReport:

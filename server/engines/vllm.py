@@ -122,7 +122,7 @@ class VllmEngine(Collector):
             llm, prompts = self._loaded()
             rendered = await prompts.render(request)
             tokenizer = llm.renderer.get_tokenizer()
-            limit = prompts.token_limit(request, rendered.prompt_tokens)
+            limit = request.token_limit(rendered.prompt_tokens, llm.model_config.max_model_len)
             async with contextlib.aclosing(self._outputs(request, rendered, limit)) as outputs:
                 first = True
                 async for output in outputs:

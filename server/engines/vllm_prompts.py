@@ -50,7 +50,7 @@ class Prompts:
         images = _still_images(request)
         option = _option(request, self._processor)
         prompt = await asyncio.get_running_loop().run_in_executor(self._pool, self._chat.tokenize, request.messages)
-        self.token_limit(request, len(prompt.ids))
+        request.token_limit(len(prompt.ids), self._llm.model_config.max_model_len)  # refused before images are read
         tokens: dict[str, Any] = {"prompt_token_ids": list(prompt.ids)}
         if request.owner is not None:
             # vLLM keeps prompts by their beginnings: how long an answer takes must not tell what others have asked.
@@ -98,19 +98,6 @@ class Prompts:
                 report = replace(report, indices=tuple(indices), grid=layout.grid, box=self._processor.box(*size))
             reports.append(report)
         return reports
-
-    def token_limit(self, request: GenerationRequest, prompt_tokens: int) -> int:
-        """The most tokens that may be generated; InvalidRequest where the model's context is too short."""
-        asked, context = request.sampling.max_tokens, self._llm.model_config.max_model_len
-        if prompt_tokens + (asked or 1) > context:
-            wanted = f" and {asked} for the answer" if asked else ""
-            raise InvalidRequest(
-                f"This model's context is {context} tokens, but the prompt needs {prompt_tokens}{wanted}. "
-                "Shorten the messages, lower max_tokens, or keep fewer vision tokens (vision_pruning.keep_tokens).",
-                param="messages",
-                code="context_length_exceeded",
-            )
-        return asked or context - prompt_tokens
 
 
 def _still_images(request: GenerationRequest) -> list[ImagePart]:

@@ -8,7 +8,7 @@ from tests.server.api.scripted import ScriptedEngine
 
 
 def names(**settings):
-    client = TestClient(create_app(Settings(**settings), ScriptedEngine()))
+    client = TestClient(create_app(Settings(**{"clip_model": "none", **settings}), ScriptedEngine()))
     return [card["id"] for card in client.get("/v1/models").json()["data"]]
 
 
@@ -16,12 +16,12 @@ def test_the_list_holds_the_model_and_its_budget_aliases_in_openais_schema(clien
     body = client.get("/v1/models").json()
     assert body["object"] == "list"
     cards = [Model.model_validate(card, strict=True) for card in body["data"]]
-    assert [card.id for card in cards] == ["demo", "demo:192", "demo:64", "demo:16"]
+    assert [card.id for card in cards] == ["demo", "demo:192", "demo:64", "demo:16", "demo-clip"]
     assert {(card.object, card.owned_by) for card in cards} == {("model", "covervlm")}
-    assert [card["keep_tokens"] for card in body["data"]] == [None, 192, 64, 16]
-    assert {(card["root"], card["max_model_len"], card["vision_tokens"]) for card in body["data"]} == {
-        ("demo", 4096, 576)
-    }
+    chat, embedding = body["data"][:4], body["data"][4]
+    assert [card["keep_tokens"] for card in chat] == [None, 192, 64, 16]
+    assert {(card["root"], card["max_model_len"], card["vision_tokens"]) for card in chat} == {("demo", 4096, 576)}
+    assert (embedding["root"], embedding["max_model_len"], embedding["vision_tokens"]) == ("demo-clip", None, None)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_local_checkpoint_is_called_by_its_folder_and_not_its_path(tmp_path):
     assert names(model=str(folder), budget_aliases=()) == ["my-llava"]
 
 
-@pytest.mark.parametrize(("name", "budget"), [("demo", None), ("demo:64", 64), ("demo:100", 100)])
+@pytest.mark.parametrize(("name", "budget"), [("demo", None), ("demo:64", 64), ("demo:100", 100), ("demo-clip", None)])
 def test_a_model_is_found_by_its_name(client, name, budget):
     card = client.get(f"/v1/models/{name}").json()
     assert (card["id"], card["keep_tokens"]) == (name, budget)
@@ -57,3 +57,10 @@ def test_an_unknown_model_is_a_404(client):
     response = client.get("/v1/models/gpt-4o")
     assert response.status_code == 404
     assert response.json()["error"]["code"] == "model_not_found"
+
+
+def test_a_model_that_embeds_is_told_from_one_that_chats(client):
+    body = {"model": "demo-clip", "messages": [{"role": "user", "content": "Hello"}]}
+    response = client.post("/v1/chat/completions", json=body)
+    assert response.status_code == 404
+    assert response.json()["error"]["message"].endswith("does not chat; this server chats with 'demo'.")
