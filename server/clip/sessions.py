@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from covervlm.server.clip.live_session import LiveSession, describe, write_state
-from covervlm.server.clip.onzeta import OnlinePrediction, OnlineZeroShot
+from covervlm.server.clip.onzeta import OnlinePrediction, OnlineState, OnlineZeroShot
 from covervlm.server.clip.tensors import pack, unpack
 from covervlm.server.resources import NotFound
 from covervlm.server.store import Store
@@ -51,10 +51,12 @@ class Sessions:
     async def create(self, owner: str, about: Mapping[str, Any], text_proxies: Tensor) -> dict[str, Any]:
         """A new stream over the classes of `text_proxies` (d, K); `about` holds at least `horizon`, `parameters`."""
         stream = OnlineZeroShot(text_proxies, about["horizon"], **about["parameters"])
-        data = pack({"text_proxies": text_proxies}, {})
-        session = await asyncio.to_thread(
-            self._store.add_session, owner, about, data, write_state(stream.snapshot(), {})
-        )
+
+        def keep() -> Session:
+            proxies = pack({"text_proxies": text_proxies}, {})
+            return self._store.add_session(owner, about, proxies, write_state(stream.snapshot(), {}))
+
+        session = await asyncio.to_thread(keep)
         live = LiveSession(session, stream)
         self._live[session.id] = live
         await self._make_room()
@@ -108,19 +110,21 @@ class Sessions:
         async with self._locked(owner, session) as live:
             await self._save(live)
             about = {name: live.session.about[name] for name in ("classes", "fingerprint")}
-            return write_state(live.stream.snapshot(), about)
+            return await asyncio.to_thread(write_state, live.stream.snapshot(), about)
 
     async def restore(self, owner: str, session: str, data: bytes) -> dict[str, Any]:
         """Put the session into a state that `snapshot` gave out; keys answered so far are forgotten.
 
         Raises BadTensors, and changes nothing, for data that is no snapshot of a session over these classes.
         """
-        tensors, about = unpack(data)
         async with self._locked(owner, session) as live:
-            state = live.check_snapshot(tensors, about)
-            data = write_state(state, {})
-            await asyncio.to_thread(self._store.replace_session, session, state.observed, data)
-            live.restore(state)
+
+            def keep() -> OnlineState:
+                state = live.check_snapshot(*unpack(data))
+                self._store.replace_session(session, state.observed, write_state(state, {}))
+                return state
+
+            live.restore(await asyncio.to_thread(keep))
             return live.describe()
 
     async def delete(self, owner: str, session: str) -> None:
@@ -203,12 +207,14 @@ class Sessions:
         live.stop_timer()
         if live.deleted or not live.dirty:
             return
-        observed, answers = live.stream.observed, list(live.unsaved)
-        state = write_state(live.stream.snapshot(), {})
+        observed, answers, oldest = live.stream.observed, list(live.unsaved), live.oldest_number
+
+        def write() -> None:
+            state = write_state(live.stream.snapshot(), {})  # a few megabytes: not on the event loop
+            self._store.save_session(live.session.id, observed, state, answers, oldest)
+
         try:
-            await asyncio.to_thread(
-                self._store.save_session, live.session.id, observed, state, answers, live.oldest_number
-            )
+            await asyncio.to_thread(write)
         except Exception:
             log.exception("session %s could not be saved; it goes on in memory", live.session.id)
             return
