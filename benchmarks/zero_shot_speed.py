@@ -169,7 +169,7 @@ def observe(classes: int, dimensions: int, images: int = 1000) -> None:
         stream.observe(feature)
         wall()
         core()
-    tell(f"OnZeta observe, K = {classes}, d = {dimensions}, one thread, {images} images", wall, core)
+    tell(f"OnZeta observe, {torch.get_num_threads()} threads", wall, core)
 
 
 async def observe_in_session(classes: int, dimensions: int, images: int = 1000) -> None:
@@ -227,9 +227,10 @@ def main() -> None:
             return
         compare(features, text, options.iterations or 8, options.rounds)
         del features
-    torch.set_num_threads(1)
-    observe(options.classes, options.dimensions)
-    asyncio.run(observe_in_session(options.classes, options.dimensions))
+    for threads in dict.fromkeys((1, options.threads)):
+        torch.set_num_threads(threads)
+        observe(options.classes, options.dimensions)
+        asyncio.run(observe_in_session(options.classes, options.dimensions))
 
 
 if __name__ == "__main__":

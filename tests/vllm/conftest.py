@@ -1,18 +1,18 @@
 """Real vLLM, started once for every checkpoint, with the transformers engine beside it as the reference."""
 
 import hashlib
-import importlib.util
+import importlib
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import pytest_asyncio
 from chat_bodies import SEED
 from demo_model.scenes import make_scene
-from transformers import LlamaConfig, Qwen2_5_VLConfig
+from tiny_llava import save_tiny_llava_next
+from tiny_qwen import save_tiny_qwen
 
 from covervlm.server.demo import model_path
 from covervlm.server.engines.base import (
@@ -37,39 +37,13 @@ from covervlm.server.engines.transformers import TransformersEngine, Transformer
 from covervlm.server.engines.vllm import VllmEngine, VllmEngineConfig  # noqa: E402
 
 
-def _module(name: str) -> ModuleType:
-    """A test module of the adapters, whose random checkpoint serves here too."""
-    path = HERE.parent / "server" / "models" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"covervlm_tests_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _wider_llama(**options):
-    """vLLM's attention on a CPU has no heads narrower than 32."""
-    return LlamaConfig(**options | {"hidden_size": 128})
-
-
-def _wider_qwen(*, text_config, vision_config, **options):
-    rope = text_config["rope_parameters"] | {"mrope_section": [4, 6, 6]}
-    text = text_config | {"hidden_size": 128, "rope_parameters": rope}
-    return Qwen2_5_VLConfig(text_config=text, vision_config=vision_config | {"out_hidden_size": 128}, **options)
-
-
-def _folder(name: str, tmp_path_factory) -> Path:
-    """The demo, or a checkpoint of random weights as the adapters' tests make it, with heads that vLLM can serve."""
-    if name == "demo":
-        return model_path()
-    module = _module(f"test_{name}")
-    module.LlamaConfig, module.Qwen2_5_VLConfig = _wider_llama, _wider_qwen
-    return module.checkpoint._get_wrapped_function()(tmp_path_factory)
-
-
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory) -> dict[str, Path]:
-    """One folder for every architecture."""
-    return {name: _folder(name, tmp_path_factory) for name in ("demo", "llava_next", "qwen2_5_vl")}
+    """One folder for every architecture. vLLM's attention on a CPU has no heads narrower than 32."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("llava_next", "qwen2_5_vl")}
+    save_tiny_llava_next(folders["llava_next"], hidden_size=128)
+    save_tiny_qwen(folders["qwen2_5_vl"], hidden_size=128)
+    return {"demo": model_path(), **folders}
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
-from covervlm.server.demo import model_path
+from tests.server.models.tiny_llava import save_tiny_llava, save_tiny_llava_next
+from tests.server.models.tiny_qwen import save_tiny_qwen
 
 
 @pytest.fixture(scope="session")
@@ -26,48 +27,34 @@ def noise() -> Callable[..., Image.Image]:
 
 @pytest.fixture(scope="session")
 def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """LLaVA-1.5 with 16 patches an image, random weights, and a processor that pads to a square."""
-    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-
-    torch.manual_seed(0)
-    processor = AutoProcessor.from_pretrained(model_path())
-    tokenizer = processor.tokenizer
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            image_size=32,
-            patch_size=8,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=48,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            initializer_range=0.3,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        ),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=16,
-    )
     folder = tmp_path_factory.mktemp("tiny-llava")
-    model = LlavaForConditionalGeneration(config)
-    torch.nn.init.normal_(model.model.multi_modal_projector.linear_2.weight, std=0.3)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(folder)
-    processor.image_processor = LlavaImageProcessorPil(
-        do_pad=True, size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-    )
-    processor.patch_size = 8
-    processor.save_pretrained(folder)
+    save_tiny_llava(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llava_next(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny-llava-next")
+    save_tiny_llava_next(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny-qwen")
+    save_tiny_qwen(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def plain_qwen(tiny_qwen: Path) -> Qwen2_5_VLForConditionalGeneration:
+    """The same checkpoint as transformers alone loads it."""
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_qwen, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer(tiny_qwen: Path) -> Qwen2Tokenizer:
+    return AutoTokenizer.from_pretrained(tiny_qwen)
 
 
 @pytest.fixture(scope="session")

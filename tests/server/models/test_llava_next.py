@@ -6,17 +6,9 @@ from types import SimpleNamespace
 import pytest
 import pytest_asyncio
 import torch
-from transformers import (
-    AutoProcessor,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
-    LlavaNextProcessor,
-)
+from transformers import AutoProcessor, LlavaNextForConditionalGeneration
 
 from covervlm.pruners import PruneInput, get_pruner
-from covervlm.server.demo import model_path
 from covervlm.server.engines.base import (
     GenerationRequest,
     ImagePart,
@@ -29,76 +21,23 @@ from covervlm.server.engines.transformers import TransformersEngine, Transformer
 from covervlm.server.models.base import Kept
 from covervlm.server.models.llava_next import LlavaNextAdapter
 from covervlm.server.models.registry import Checkpoint, load_adapter
+from tests.server.models.tiny_llava import SIDE
 
-SIDE = 4  # patches along a crop: 32 pixels in patches of 8
 SIZES = [(32, 32), (64, 64), (100, 30), (20, 90), (64, 40), (33, 60), (1, 1), (200, 2), (2000, 1), (1, 2000), (3, 1)]
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """LLaVA-NeXT with 16 patches a crop and up to four tiles, random weights, the demo's tokenizer and template."""
-    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
-
-    torch.manual_seed(0)
-    demo = AutoProcessor.from_pretrained(model_path())
-    tokenizer = demo.tokenizer
-    pinpoints = [[32, 64], [64, 32], [64, 64], [32, 96], [96, 32]]
-    config = LlavaNextConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            image_size=SIDE * 8,
-            patch_size=8,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=48,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=512,
-            initializer_range=0.3,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        ),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_grid_pinpoints=pinpoints,
-    )
-    model = LlavaNextForConditionalGeneration(config)
-    torch.nn.init.normal_(model.model.multi_modal_projector.linear_2.weight, std=0.3)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    processor = LlavaNextProcessor(
-        image_processor=LlavaNextImageProcessorPil(
-            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_grid_pinpoints=pinpoints
-        ),
-        tokenizer=tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=demo.chat_template or tokenizer.chat_template,
-    )
-    folder = tmp_path_factory.mktemp("tiny-llava-next")
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def adapter(checkpoint) -> LlavaNextAdapter:
-    adapter = load_adapter(Checkpoint(checkpoint))
+def adapter(tiny_llava_next) -> LlavaNextAdapter:
+    adapter = load_adapter(Checkpoint(tiny_llava_next))
     assert isinstance(adapter, LlavaNextAdapter)
     return adapter
 
 
 @pytest.fixture(scope="module")
-def plain(checkpoint):
+def plain(tiny_llava_next):
     """The same checkpoint as transformers alone loads it."""
-    model = LlavaNextForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    return SimpleNamespace(model=model, processor=AutoProcessor.from_pretrained(checkpoint))
+    model = LlavaNextForConditionalGeneration.from_pretrained(tiny_llava_next, dtype=torch.float32).eval()
+    return SimpleNamespace(model=model, processor=AutoProcessor.from_pretrained(tiny_llava_next))
 
 
 def chat(*parts) -> tuple[Message, ...]:
@@ -272,10 +211,10 @@ def test_batched_encoding_equals_one_by_one(adapter, noise):
             torch.testing.assert_close(one.cls_attention, other.cls_attention, atol=1e-6, rtol=1e-5)
 
 
-def test_cls_attention_of_every_crop_is_the_towers_own(adapter, checkpoint, plain, noise):
+def test_cls_attention_of_every_crop_is_the_towers_own(adapter, tiny_llava_next, plain, noise):
     image = noise(64, 64)
     eager = LlavaNextForConditionalGeneration.from_pretrained(
-        checkpoint, dtype=torch.float32, attn_implementation="eager"
+        tiny_llava_next, dtype=torch.float32, attn_implementation="eager"
     ).eval()
     pixels = plain.processor.image_processor(image, return_tensors="pt").pixel_values[0]
     with torch.inference_mode():
@@ -287,8 +226,8 @@ def test_cls_attention_of_every_crop_is_the_towers_own(adapter, checkpoint, plai
 
 
 @pytest_asyncio.fixture
-async def engine(checkpoint):
-    engine = TransformersEngine(TransformersEngineConfig(str(checkpoint), threads=1))
+async def engine(tiny_llava_next):
+    engine = TransformersEngine(TransformersEngineConfig(str(tiny_llava_next), threads=1))
     await engine.start()
     yield engine
     await engine.stop()
