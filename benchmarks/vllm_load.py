@@ -3,9 +3,10 @@
     python benchmarks/vllm_load.py --python .venv-vllm/bin/python                     the demo model
     python benchmarks/vllm_load.py --python .venv-vllm/bin/python --model random      a language model that dominates
 
-One server answers all four, with a new image in every request and then with one image and other questions. A row is
-printed as soon as it is measured. Every answer has exactly --tokens tokens, and an error ends the program. Unlike
-`load.py`, the client is a few lines of asyncio, and a run on the demo model takes about three minutes on two cores.
+One server answers all four, with a new image in every request and then with one image and other questions. Each round
+measures all four in turn; the tables give the median of the rounds, and of the ratios to the same round's unpruned
+load, lowest and highest in brackets. Every answer has exactly --tokens tokens, and an error ends the program. Unlike
+`load.py`, the client is a few lines of asyncio; a round on the demo model takes about three minutes on two cores.
 """
 
 import argparse
@@ -45,13 +46,18 @@ class Run:
     def requests_per_second(self) -> float:
         return len(self.answers) / self.seconds
 
-    def row(self, name: str, streams: int, baseline: float) -> str:
-        first = sorted(answer.first_text for answer in self.answers)
-        late = first[min(len(first) - 1, round(0.95 * (len(first) - 1)))]
-        prompt = statistics.median(answer.prompt_tokens for answer in self.answers)
-        rate = self.requests_per_second
-        times = f"{statistics.median(first):.2f} | {late:.2f}"
-        return f"| {streams} | {name} | {rate:.2f} | {rate / baseline:.2f} | {times} | {prompt:.0f} |"
+
+def row(name: str, streams: int, runs: Sequence[Run], baselines: Sequence[Run]) -> str:
+    """A line of the table: one variant's runs, and the unpruned ones of the same rounds."""
+    first = sorted(answer.first_text for run in runs for answer in run.answers)
+    late = first[round(0.95 * (len(first) - 1))]
+    prompt = statistics.median(answer.prompt_tokens for run in runs for answer in run.answers)
+    rates = [run.requests_per_second for run in runs]
+    ratios = [rate / base.requests_per_second for rate, base in zip(rates, baselines, strict=True)]
+    spread = f" ({min(ratios):.2f}-{max(ratios):.2f})" if min(ratios) < max(ratios) else ""
+    times = f"{statistics.median(first):.2f} | {late:.2f}"
+    rate = f"{statistics.median(rates):.2f} | {statistics.median(ratios):.2f}{spread}"
+    return f"| {streams} | {name} | {rate} | {times} | {prompt:.0f} |"
 
 
 def body(asked: Asked, pruning: dict[str, Any], tokens: int) -> dict[str, Any]:
@@ -90,13 +96,15 @@ async def measure(url: str, arguments: argparse.Namespace) -> None:
     for images in arguments.images:
         print(f"\n{images} image\n\n{HEADER}\n{'|---' * 7}|", flush=True)
         for streams in arguments.concurrency:
-            baseline = 0.0
-            for name, pruning in VARIANTS.items():
-                number += 1
-                asked = workload(images, max(2, streams) * arguments.requests_per_stream, number)
-                run = await closed_loop(url, [body(one, pruning, arguments.tokens) for one in asked], streams)
-                baseline = baseline or run.requests_per_second
-                print(run.row(name, streams, baseline), flush=True)
+            runs: dict[str, list[Run]] = {name: [] for name in VARIANTS}
+            for _ in range(arguments.rounds):
+                for name, pruning in VARIANTS.items():
+                    number += 1
+                    asked = workload(images, max(2, streams) * arguments.requests_per_stream, number)
+                    bodies = [body(one, pruning, arguments.tokens) for one in asked]
+                    runs[name].append(await closed_loop(url, bodies, streams))
+            for name in VARIANTS:
+                print(row(name, streams, runs[name], runs["unpruned"]), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 8, 32])
     parser.add_argument("--model", choices=["demo", "random"], default="demo")
     parser.add_argument("--requests-per-stream", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1, help="of all four, in turn (default: 1)")
     parser.add_argument("--tokens", type=int, default=8, help="tokens of every answer (default: 8)")
     arguments = parser.parse_args(argv)
     if arguments.model == "random" and not (RANDOM / "model.safetensors").exists():
