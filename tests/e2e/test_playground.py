@@ -18,81 +18,15 @@ from covervlm.server.settings import Settings
 from tests.server.api.live import live_server
 from tests.server.api.scripted import Gate, ScriptedEngine, prompt_report, red_circle
 
-webdriver = pytest.importorskip("selenium.webdriver")
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.select import Select  # noqa: E402
-from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+pytest.importorskip("selenium")
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.select import Select
+
+from tests.e2e.playground_page import SCENE, Page, start
 
 pytestmark = pytest.mark.browser
-
-SECONDS = 60
-ARGUMENTS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run --hide-scrollbars "
-    "--disable-background-networking --disable-component-update --disable-sync --window-size=1280,1000"
-)
-SCENE = example_scenes()[0]
-
-
-class Page:
-    """The page as a person sees it."""
-
-    def __init__(self, driver):
-        self.driver = driver
-
-    def open(self, url):
-        self.driver.get(url)
-        self.wait(lambda: self.driver.find_elements(By.CSS_SELECTOR, "body[data-ready]"))
-        return self
-
-    def wait(self, condition):
-        return WebDriverWait(self.driver, SECONDS, 0.05).until(lambda _: condition())
-
-    def find(self, selector):
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
-
-    def text(self, selector):
-        return self.find(selector).text
-
-    def previewed(self, kept):
-        self.wait(lambda: self.text("#pruned .badge") == f"{kept} of 576 tokens")
-
-    def ask(self):
-        self.wait(lambda: self.find("#ask").is_enabled())
-        self.find("#ask").click()
-
-    def summary(self):
-        return self.wait(lambda: self.text("#summary"))
-
-    def error(self):
-        return self.wait(lambda: self.find("#error").is_displayed() and self.text("#error"))
-
-    def times(self, panel):
-        # Read in one go, since the page replaces the entries while the answer comes in.
-        script = (
-            "return [...document.querySelectorAll(`#${arguments[0]} dt`)].map("
-            "dt => [dt.innerText, dt.nextElementSibling?.innerText ?? ''])"
-        )
-        return dict(self.driver.execute_script(script, panel))
-
-    def lit(self, panel="pruned"):
-        """Places of the 24 x 24 grid whose middle shows on the canvas as bright as in the picture itself."""
-        url = self.driver.execute_script(f"return document.querySelector('#{panel} canvas').toDataURL()")
-        shown = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
-        plain = Image.open(SCENE.path).convert("RGB").resize(shown.size)
-        width, height = shown.width / 24, shown.height / 24
-        places = []
-        for place in range(576):
-            row, column = divmod(place, 24)
-            box = [
-                round(v)
-                for v in (column * width + 5, row * height + 5, (column + 1) * width - 5, (row + 1) * height - 5)
-            ]
-            brightness = [sum(sum(pixel) for pixel in image.crop(box).getdata()) for image in (shown, plain)]
-            if brightness[0] > 0.7 * brightness[1]:
-                places.append(place)
-        return places
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +34,7 @@ def driver():
     paths = shutil.which("chromium"), shutil.which("chromedriver")
     if None in paths:
         pytest.fail("chromium and chromedriver are missing; `make test-browser` installs them on Debian")
-    options = webdriver.ChromeOptions()
-    options.binary_location = paths[0]
-    for argument in ARGUMENTS.split():
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(paths[1]))
+    driver = start(*paths)
     yield driver
     driver.quit()
 
