@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from covervlm.server.clip.onzeta import OnlineState, OnlineZeroShot
+from covervlm.server.clip.onzeta import OnlineState, OnlineZeroShot, column_lengths
 
 x86_only = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="needs 256-bit x86 vectors")
 
@@ -45,6 +45,14 @@ def test_balanced_text_predictions_are_those_of_the_reference_on_any_machine(gol
     stream = OnlineZeroShot(text, len(features))
     answers = torch.stack([stream.observe(features[i]).text for i in order])
     torch.testing.assert_close(answers, torch.from_numpy(golden[f"{case}.onzeta_text"]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(768, 1000), (16, 5), (1, 7), (513, 2)])
+def test_column_lengths_are_those_of_torchs_norm_to_the_last_bit(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    matrix[:, 0] = 0
+    for scale in (1.0, 0.04, 3e4):
+        assert torch.equal(column_lengths(matrix * scale), torch.linalg.vector_norm(matrix * scale, dim=0))
 
 
 def test_a_restored_stream_goes_on_as_if_never_interrupted(text, images):
