@@ -49,7 +49,7 @@ class Run:
 
 def row(name: str, streams: int, runs: Sequence[Run], baselines: Sequence[Run]) -> str:
     """A line of the table: one variant's runs, and the unpruned ones of the same rounds."""
-    first = sorted(answer.first_text for run in runs for answer in run.answers)
+    first = sorted(answer.first_event for run in runs for answer in run.answers)
     late = first[round(0.95 * (len(first) - 1))]
     prompt = statistics.median(answer.prompt_tokens for run in runs for answer in run.answers)
     rates = [run.requests_per_second for run in runs]

@@ -13,9 +13,13 @@ from PIL.Image import Image
 
 @dataclass
 class Streamed:
-    """An answer: its text, seconds from sending to the first text and to the end, and what the server reported."""
+    """An answer: its text, seconds from sending to the first event, the first text and the end, and what was reported.
+
+    The first event comes with the first token, which need not be text yet: with random weights it often is not.
+    """
 
     text: str = ""
+    first_event: float = 0.0
     first_text: float = 0.0
     end: float = 0.0
     completion_tokens: int = 0
@@ -58,6 +62,7 @@ async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> Streamed:
                 done = True
                 break
             chunk = json.loads(data)
+            answer.first_event = answer.first_event or time.perf_counter() - start
             if "error" in chunk:
                 raise RuntimeError(chunk["error"]["message"])
             if report := chunk.get("vision_pruning"):

@@ -30,7 +30,7 @@ async def test_a_streamed_answer_has_its_text_counts_and_stages(url):
     async with http_client(url, 1) as client:
         answer = await ask(client, chat_body(Image.new("RGB", (8, 8)), "What?", vision_pruning={"keep_tokens": 64}))
     assert (answer.text, answer.completion_tokens, answer.prompt_tokens) == ("a red circle", 3, 74)
-    assert 0 < answer.first_text <= answer.end
+    assert 0 < answer.first_event <= answer.first_text <= answer.end
     assert answer.stages["tower"] == 0.003
 
 

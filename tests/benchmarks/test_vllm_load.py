@@ -3,7 +3,7 @@ from vllm_load import Run, row
 
 
 def run(requests: int, seconds: float, first: float = 1.0, prompt: int = 79) -> Run:
-    return Run([Streamed(first_text=first, prompt_tokens=prompt) for _ in range(requests)], seconds)
+    return Run([Streamed(first_event=first, prompt_tokens=prompt) for _ in range(requests)], seconds)
 
 
 def test_ratios_compare_loads_of_the_same_round():
