@@ -82,8 +82,10 @@ async def test_asynchronous_whole_and_streamed(async_client, red_png):
 
 
 def test_the_models(openai_client):
-    assert [model.id for model in openai_client.models.list()] == ["demo", "demo:192", "demo:64", "demo:16"]
+    names = ["demo", "demo:192", "demo:64", "demo:16", "demo-clip"]
+    assert [model.id for model in openai_client.models.list()] == names
     assert openai_client.models.retrieve("demo:64").id == "demo:64"
+    assert openai_client.models.retrieve("demo-clip").id == "demo-clip"
 
 
 def test_an_alias_prunes_without_extra_fields(openai_client, red_png):
