@@ -129,7 +129,7 @@ class OnlineZeroShot:
 
 
 def column_lengths(matrix: Tensor) -> Tensor:
-    """(K,) the lengths of the columns of a float32 matrix (d, K), on a CPU to the last bit those of torch's own norm.
+    """(K,) the lengths of the columns of a float32 matrix (d, K), on an x86 CPU to the last bit torch's own norm.
 
     That one goes down one column after the other, which takes five times as long as adding up whole rows.
     """
