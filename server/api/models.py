@@ -62,7 +62,7 @@ def router(engine: Engine, settings: Settings, embedding_model: str | None = Non
             keep_tokens=budget,
         )
 
-    embedding = [ModelCard(id=name, created=created, root=name) for name in (embedding_model,) if name is not None]
+    embedding = [ModelCard(id=embedding_model, created=created, root=embedding_model)] if embedding_model else []
 
     @routes.get("/v1/models")
     async def list_models() -> ModelList:
@@ -72,7 +72,8 @@ def router(engine: Engine, settings: Settings, embedding_model: str | None = Non
 
     @routes.get("/v1/models/{model:path}")
     async def retrieve_model(model: str) -> ModelCard:
-        known = next((entry for entry in embedding if entry.id == model), None)
-        return known or card(model, budget_in_name(model, settings))
+        if model == embedding_model:
+            return embedding[0]
+        return card(model, budget_in_name(model, settings))
 
     return routes

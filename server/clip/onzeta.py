@@ -133,7 +133,7 @@ def column_lengths(matrix: Tensor) -> Tensor:
 
     That one goes down one column after the other, which takes five times as long as adding up whole rows.
     """
-    if matrix.is_cuda:  # where sums that meet in one row come in any order
+    if matrix.device.type != "cpu":  # where sums that meet in one row may come in any order
         return torch.linalg.vector_norm(matrix, dim=0)
     one_row = torch.zeros(len(matrix), dtype=torch.int64, device=matrix.device)
     squares = matrix.new_zeros(1, matrix.shape[1]).index_add_(0, one_row, matrix.square())

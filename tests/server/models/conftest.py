@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
+from tests.server.models.plain_generate import generate
 from tests.server.models.tiny_llava import save_tiny_llava, save_tiny_llava_next
 from tests.server.models.tiny_qwen import save_tiny_qwen
 
@@ -61,21 +62,10 @@ def qwen_tokenizer(tiny_qwen: Path) -> Qwen2Tokenizer:
 def reference() -> Callable[..., SimpleNamespace]:
     """transformers' own greedy generate over a chat: reference(model, processor, messages, images, new_tokens)."""
 
-    @torch.inference_mode()
     def run(model, processor, messages: list[dict], images: list[Image.Image], new_tokens: int) -> SimpleNamespace:
         text = processor.apply_chat_template(messages, add_generation_prompt=True)
         inputs = processor(images=images or None, text=text, return_tensors="pt")
-        out = model.generate(
-            **inputs,
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            output_logits=True,
-            return_dict_in_generate=True,
-            pad_token_id=0,
-        )
-        prompt = inputs["input_ids"].shape[1]
-        return SimpleNamespace(
-            tokens=out.sequences[0, prompt:].tolist(), logits=torch.stack(out.logits)[:, 0], prompt=prompt
-        )
+        tokens, logits = generate(model, inputs, new_tokens)
+        return SimpleNamespace(tokens=tokens, logits=logits, prompt=inputs["input_ids"].shape[1])
 
     return run

@@ -8,6 +8,7 @@ from covervlm.server.engines.base import InvalidRequest
 from covervlm.server.models.base import Kept
 from covervlm.server.models.qwen2_5_vl import Qwen2_5_VLAdapter
 from covervlm.server.models.registry import Checkpoint, load_adapter
+from tests.server.models.plain_generate import generate
 from tests.server.models.tiny_qwen import (
     IMAGE,
     PROMPTS,
@@ -16,7 +17,6 @@ from tests.server.models.tiny_qwen import (
     VIDEO,
     chat,
     clip,
-    generate,
     still,
     transformers_inputs,
 )

@@ -13,7 +13,8 @@ from covervlm.server import create_app
 from covervlm.server.engines.base import GenerationRequest, InvalidRequest, PruningPolicy, SamplingParams
 from covervlm.server.engines.transformers import TransformersEngine, TransformersEngineConfig
 from covervlm.server.settings import Settings
-from tests.server.models.tiny_qwen import PROMPTS, QUESTION, chat, generate, transformers_inputs
+from tests.server.models.plain_generate import generate
+from tests.server.models.tiny_qwen import PROMPTS, QUESTION, chat, transformers_inputs
 
 
 @pytest_asyncio.fixture

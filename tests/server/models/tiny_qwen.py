@@ -153,16 +153,3 @@ def transformers_inputs(tokenizer, parts, fps=2.0):
         inputs |= {"pixel_values_videos": torch.cat(pixels[VIDEO]), "video_grid_thw": torch.cat(grids[VIDEO])}
         inputs["second_per_grid_ts"] = torch.tensor([2 / fps] * len(grids[VIDEO]))
     return inputs
-
-
-@torch.inference_mode()
-def generate(model, inputs, steps):
-    out = model.generate(
-        **inputs,
-        max_new_tokens=steps,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-        pad_token_id=0,
-    )
-    return out.sequences[0, inputs["input_ids"].shape[1] :].tolist(), torch.stack(out.logits)[:, 0]
