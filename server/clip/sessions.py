@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor
 
@@ -20,6 +21,9 @@ from covervlm.server.store.records import Session
 
 log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 Render = Callable[[Sequence[OnlinePrediction]], Mapping[str, Any]]
 """What the caller is told; called in a thread."""
 
@@ -30,6 +34,16 @@ class SnapshotInterval:
 
     images: int = 64
     seconds: float = 1.0
+
+
+def _to_its_end(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Once begun, it is finished even if the caller goes away: no thread works on a session that is not locked."""
+
+    @functools.wraps(method)
+    async def shielded(*args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.shield(method(*args, **kwargs))
+
+    return shielded
 
 
 class Sessions:
@@ -77,20 +91,13 @@ class Sessions:
         """The first answer to this key, if there was one. Conflict where the key came with another request."""
         return (await self._find(owner, session)).recall(key, digest)
 
+    @_to_its_end
     async def observe(
         self, owner: str, session: str, features: Tensor, render: Render, *, key: str | None, digest: str
     ) -> Mapping[str, Any]:
-        """Label images and learn from them: features (n, d) with unit rows, in order. Returns what `render` makes.
-
-        Once begun, the update is finished and remembered even if the caller goes away.
-        """
+        """Label images and learn from them: features (n, d) with unit rows, in order. Returns what `render` makes."""
         if not bool(features.isfinite().all()):
             raise ValueError("features must be finite")
-        return await asyncio.shield(self._observe(owner, session, features, render, key, digest))
-
-    async def _observe(
-        self, owner: str, session: str, features: Tensor, render: Render, key: str | None, digest: str
-    ) -> Mapping[str, Any]:
         async with self._locked(owner, session) as live:
             if key is not None and (known := live.recall(key, digest)) is not None:
                 return known
@@ -105,6 +112,7 @@ class Sessions:
                 live.timer = loop.call_later(self._interval.seconds, self._save_soon, live)
             return answer
 
+    @_to_its_end
     async def snapshot(self, owner: str, session: str) -> bytes:
         """The state as a safetensors file, also kept by the server."""
         async with self._locked(owner, session) as live:
@@ -112,6 +120,7 @@ class Sessions:
             about = {name: live.session.about[name] for name in ("classes", "fingerprint")}
             return await asyncio.to_thread(write_state, live.stream.snapshot(), about)
 
+    @_to_its_end
     async def restore(self, owner: str, session: str, data: bytes) -> dict[str, Any]:
         """Put the session into a state that `snapshot` gave out; keys answered so far are forgotten.
 
@@ -127,6 +136,7 @@ class Sessions:
             live.restore(await asyncio.to_thread(keep))
             return live.describe()
 
+    @_to_its_end
     async def delete(self, owner: str, session: str) -> None:
         async with self._locked(owner, session) as live:
             live.stop_timer()
@@ -181,6 +191,7 @@ class Sessions:
         tensors, _ = unpack(self._store.read_blob(stored.blob))
         return LiveSession.rebuild(stored, tensors["text_proxies"], self._store.answers(stored.id))
 
+    @_to_its_end
     async def _make_room(self) -> None:
         """Save and drop the sessions that were idle longest."""
         for session, live in list(self._live.items()):

@@ -217,6 +217,45 @@ async def test_a_restore_that_cannot_be_written_changes_nothing(folder, monkeypa
     store.close()
 
 
+@pytest.mark.parametrize("what", ["snapshot", "restore", "delete"])
+async def test_a_caller_that_goes_away_leaves_no_half_done_write_behind(folder, monkeypatch, what):
+    """Memory and disk agree afterwards, and no image was observed while the state was being written."""
+    store, sessions = start(folder)
+    session = (await sessions.create("me", ABOUT, TEXT))["id"]
+    earlier = await sessions.snapshot("me", session)
+    await observe(sessions, session, 0)
+    entered, released = threading.Event(), threading.Event()
+    method = {"snapshot": "save_session", "restore": "replace_session", "delete": "delete_session"}[what]
+    original = getattr(store, method)
+
+    def held(*arguments):
+        entered.set()
+        released.wait(60)
+        return original(*arguments)
+
+    monkeypatch.setattr(store, method, held)
+    arguments = (earlier,) if what == "restore" else ()
+    call = asyncio.create_task(getattr(sessions, what)("me", session, *arguments))
+    await asyncio.to_thread(entered.wait, 60)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    waiting = asyncio.create_task(observe(sessions, session, 1))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    released.set()
+    if what == "delete":
+        with pytest.raises(NotFound):
+            await waiting
+        assert store.session("me", session) is None
+    else:
+        before = {"snapshot": 1, "restore": 0}[what]
+        assert (await waiting)[0] == before
+        assert store.session("me", session).observed == before
+    await sessions.stop()
+    store.close()
+
+
 async def test_deleting_while_calls_wait_answers_them_that_there_is_none(folder, monkeypatch):
     store, sessions = start(folder)
     session = (await sessions.create("me", ABOUT, TEXT))["id"]
