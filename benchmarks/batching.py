@@ -5,10 +5,10 @@
     python benchmarks/batching.py --threads 1                      options for the server: torch threads
     python benchmarks/batching.py --url http://127.0.0.1:8000
 
-The images are asked about once before, so that their features are cached and the tower does not run; every answer has
-exactly --tokens tokens (ignore_eos). The same requests are sent one after the other and all at once, by turns, --rounds
-times; rows are medians over the rounds. Every answer must equal the one that its request got alone: a difference is
-printed and makes the exit status 1. A run takes about a minute.
+Each image is asked about once beforehand, so that its features are cached and the tower does not run; every answer has
+exactly --tokens tokens (ignore_eos). The same requests are sent one after the other and all at once, in turn, --rounds
+times; rows are medians over the rounds. Every answer must equal the one that its request got alone: differences are
+printed and make the exit status 1. A run takes about a minute.
 """
 
 import argparse
@@ -44,7 +44,7 @@ class Round:
 
 
 def bodies(streams: int, tokens: int, keep: int) -> list[dict[str, Any]]:
-    """Requests that differ in scene and question; neighbours are of different scenes."""
+    """Requests that differ in scene and question; consecutive ones are about different scenes."""
     scenes = [make_scene(FIRST_SEED["tuning"] + number).image for number in range(SCENES)]
     return [
         chat_body(

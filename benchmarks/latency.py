@@ -5,10 +5,10 @@
     python benchmarks/latency.py --threads 1               options for the server: torch threads
     python benchmarks/latency.py --url http://127.0.0.1:8000
 
-One request at a time, pruned and unpruned by turns in one run, every image new to the server: nothing is cached. The
+One request at a time, pruned and unpruned in turn in one run, every image new to the server: nothing is cached. The
 client's time runs from sending the request to the first text. Stages are the server's own, from the response; "rest"
-is what they do not explain: HTTP, JSON, base64, and the first token's way back. Rows are medians with the 10th and 90th
-percentile of the total. A run takes well under a minute.
+is what they do not account for: HTTP, JSON, base64, and sending the first token. Rows are medians with the 10th and
+90th percentile of the total. A run takes well under a minute.
 """
 
 import argparse
@@ -29,7 +29,7 @@ WARM_UP = 4
 
 
 async def measure(url: str, images: int, keep: int, method: str) -> dict[str, list[Streamed]]:
-    """Answers by row: every row sees as many new images, by turns."""
+    """Answers by row: every row gets the same number of new images, in turn."""
     pruning = {"unpruned": {"method": "none"}, f"{method} {keep}": {"method": method, "keep_tokens": keep}}
     answers: dict[str, list[Streamed]] = {name: [] for name in pruning}
     seed = FIRST_SEED["tuning"]

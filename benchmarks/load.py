@@ -7,15 +7,15 @@
     python benchmarks/load.py --model random --peer transformers    beside `transformers serve` on the same model
     python benchmarks/load.py --engine vllm --peer vllm --python .venv-vllm/bin/python
     python benchmarks/load.py --budgets 192 64 vision_coverage:64   a budget may name its method
-    python benchmarks/load.py --scenario overload --model random    a fixed budget against one that gives way
+    python benchmarks/load.py --scenario overload --model random    a fixed budget against an adaptive one
 
 The load comes from guidellm, in an environment of its own (`make .venv-load/.ready`); this program adds the budgets,
 the demo's scenes and questions, and starts and stops the servers, all on the loopback interface. In every round each
-load is put on each variant, the order reversed from round to round, so that ratios compare neighbours in time;
-percentiles are over all rounds. With --tokens every answer has exactly as many; by default answers end by themselves on
-the demo model, and are checked, and have 32 tokens on others. A measurement ends after --requests-per-stream answers
-per stream, or --seconds. Writes a table, a plot, and a CSV file with one line per request, to --out, anew after every
-measurement, so that a run that is cut short leaves what it has.
+load is put on each variant, in an order that reverses from round to round, so that ratios compare measurements close in
+time; percentiles are over all rounds. With --tokens every answer has exactly that many tokens. By default the demo
+model's answers end by themselves and are checked, and other models' have 32 tokens. A measurement ends after
+--requests-per-stream answers per stream, or after --seconds. A table, a plot, and a CSV file with one line per request
+are written to --out after every measurement, so that a run that is cut short leaves what it has measured.
 """
 
 import argparse
@@ -42,10 +42,10 @@ NAME = "model"
 RANDOM = Path("results/random-llava")
 TOKENS = 32
 AHEAD = 32
-"""Requests that a closed loop must have left: guidellm takes some ahead, and hangs where it finds none."""
+"""Requests to keep in reserve for a closed loop: guidellm fetches some in advance, and hangs if there are none."""
 FIXED = "192"
 OVERLOAD_BATCH = "8"
-"""Answers that decode at once under overload: few, so that what is too much waits in the queue, not in the batch."""
+"""Answers that decode at once under overload: few, so that the excess waits in the queue, not in the batch."""
 
 
 def model_folder(name: str) -> Path:
@@ -98,7 +98,7 @@ def budget_variants(arguments: argparse.Namespace, servers: Servers) -> list[Var
 
 
 def overload_variants(arguments: argparse.Namespace, servers: Servers) -> list[Variant]:
-    """A server with a fixed budget, and one whose budget gives way to the queue."""
+    """A server with a fixed budget, and one whose budget adapts to the queue."""
     exact = {} if arguments.tokens is None else {"ignore_eos": True}
     return [
         Variant(name, servers.ours(*options, "--max-running", OVERLOAD_BATCH), NAME, exact)
@@ -118,7 +118,7 @@ class Bench:
         self._number = 0
 
     def warm_up(self, variants: Sequence[Variant]) -> None:
-        """Let every variant answer twice, so that what happens once is over; raises SystemExit where one refuses."""
+        """Let every variant answer twice, to get one-time work out of the way; raises SystemExit if one refuses."""
         for variant in variants:
             for asked in self._workload(2):
                 content = [
@@ -186,9 +186,9 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 8, 32], help="closed loops (default: 1 8 32)")
     parser.add_argument("--rate", type=float, nargs="*", default=[], help="open loops: Poisson arrivals a second")
     parser.add_argument("--overload", type=float, default=2.0, help="arrivals over capacity, with --scenario overload")
-    parser.add_argument("--adaptive", default="64:192", help="the budget that gives way (default: 64:192)")
+    parser.add_argument("--adaptive", default="64:192", help="the adaptive budget (default: 64:192)")
     parser.add_argument("--images", choices=IMAGES, default="new", help="a new image per request, or always the same")
-    parser.add_argument("--tokens", type=int, help="tokens of every answer, whatever they say")
+    parser.add_argument("--tokens", type=int, help="exact number of tokens of every answer")
     parser.add_argument(
         "--requests-per-stream", type=int, default=3, help="answers a measurement waits for (default: 3)"
     )
@@ -227,7 +227,7 @@ def report(arguments: argparse.Namespace, measurements: Sequence[Measurement]) -
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parsed(argv)
-    # Ended from outside, the program still ends its servers.
+    # If the program is terminated from outside, it still ends its servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     measurements: list[Measurement] = []
     with ExitStack() as stack:

@@ -105,11 +105,11 @@ def header(arguments: argparse.Namespace, records: Records, asked: int, answers:
             f"Written by\n\n    python {shlex.join(sys.argv)}",
             f"Model `{records.model}`, asked {how}; exact match of the greedy answer; {arguments.questions} questions "
             f"a cell and set ({', '.join(arguments.kinds)} in equal numbers) about {sets} of the {arguments.split} "
-            "split, one of each kind about a scene at most. "
+            "split, at most one of each kind about a scene. "
             f"torch {torch.__version__}, transformers {transformers.__version__}, one thread. {effort}",
             "In brackets are 95 % intervals: percentile bootstrap, 2,000 resamples of whole scenes. The model is a toy "
             "on drawn scenes, which favour methods that cover an image; the ranking says something about the methods, "
-            "the size of the gaps nothing about a 7B model on photographs.",
+            "but the size of the gaps says nothing about a 7B model on photographs.",
             f"![Accuracy against vision tokens kept]({arguments.out.with_suffix('.png').name})",
         ]
     )

@@ -5,10 +5,10 @@
     python benchmarks/selection.py --plot docs/selection.png
 
 "plain" is the formula and the loop as one would write them in torch first: normalise, two products, two softmaxes;
-then a full scan of the matrix per pick. All sides run by turns, each turn a block of consecutive calls, and figures
-are medians. "whole" is affinity and greedy one after the other, as the server runs them. "same picks" compares the
-whole of both sides; where float32 rounding decides between columns of all but equal gain it gives the relative
-difference of the objectives instead. On a machine with a CUDA device the same table is measured there too, with events;
+then a full scan of the matrix per pick. Both sides take turns, each turn a block of consecutive calls, and figures
+are medians. "whole" is affinity and greedy one after the other, as the server runs them. "same picks" says whether both
+sides pick the same columns; where float32 rounding decides between columns of almost equal gain, it gives the relative
+difference of the objectives instead. If there is a CUDA device, the same table is measured on it too, with events;
 otherwise the run says so. About four minutes on two cores, nearly all of it plain torch.
 """
 
@@ -76,13 +76,13 @@ def scene(items: int, n: int, width: int, device: str) -> tuple[torch.Tensor, to
 
 
 def medians(calls: list[Callable[[], object]], device: str, turns: int) -> list[float]:
-    """Milliseconds of each call, called by turns so that noise of the machine meets all alike."""
+    """Milliseconds of each call; they take turns, so that the machine's noise affects all alike."""
     blocks = [[block(call, device) for call in calls] for _ in range(turns)]
     return [statistics.median(of_call) for of_call in zip(*blocks, strict=True)]
 
 
 def block(call: Callable[[], object], device: str) -> float:
-    """Median of as many calls as 25 ms hold, after a first one that brings caches into the state of steady use."""
+    """Median of as many calls as fit in 25 ms, after a first one that warms the caches."""
     first = clock(call, device)
     if first > BLOCK_MS:
         return first
@@ -131,7 +131,7 @@ def measure(items: int, n: int, k: int, width: int, device: str) -> Row:
 
 
 def agreement(matrices: torch.Tensor, left: list[list[int]], right: list[list[int]]) -> str:
-    """yes where the picks are equal, else by how much the objectives that they reach differ."""
+    """`yes` if the picks are equal, else by how much the objectives that they reach differ."""
     if left == right:
         return "yes"
     reached = [

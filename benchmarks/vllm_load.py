@@ -5,8 +5,8 @@
 
 One server answers all four, with a new image in every request and then with one image and other questions. Each round
 measures all four in turn; the tables give the median of the rounds, and of the ratios to the same round's unpruned
-load, lowest and highest in brackets. Every answer has exactly --tokens tokens, and an error ends the program. Unlike
-`load.py`, the client is a few lines of asyncio; a round on the demo model takes about three minutes on two cores.
+load, lowest and highest in brackets. Every answer has exactly --tokens tokens, and any error ends the program. Unlike
+in `load.py`, the client is a few lines of asyncio; a round on the demo model takes about three minutes on two cores.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 8, 32])
     parser.add_argument("--model", choices=["demo", "random"], default="demo")
     parser.add_argument("--requests-per-stream", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=1, help="of all four, in turn (default: 1)")
+    parser.add_argument("--rounds", type=int, default=1, help="rounds over all four variants (default: 1)")
     parser.add_argument("--tokens", type=int, default=8, help="tokens of every answer (default: 8)")
     arguments = parser.parse_args(argv)
     if arguments.model == "random" and not (RANDOM / "model.safetensors").exists():

@@ -4,8 +4,8 @@
     python benchmarks/zero_shot.py --images 60     a quick look, printed only
 
 The pictures are drawn from seeds that nothing was tuned on (benchmarks/demo_model/splits.py). All methods run with
-their papers' parameters. What the papers leave open, Multi-MaP's epochs, Multi-Sub's schedule and learning rates, and
-where k-means starts, was chosen on scenes of the clip_validation and tuning_hard seeds.
+their papers' parameters. What the papers leave open (Multi-MaP's epochs, Multi-Sub's schedule and learning rates, and
+where k-means starts) was chosen on scenes of the clip_validation and tuning_hard seeds.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import matplotlib
 import numpy as np
 import torch
 from clip_space.agreement import nmi, rand_index
+from clip_space.class_proxies import class_proxies
 from clip_space.labelling import METHODS, ORDERS, accuracy, label
 from clip_space.scene_sets import SETS, scene_set
 from demo_model.clip import HELD_OUT_PAIRS
@@ -30,11 +31,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from covervlm.server.clip.clusters import kmeans
-from covervlm.server.clip.encoder import ClipEncoder
-from covervlm.server.clip.proxies import multi_map, multi_sub, nearest_words
-from covervlm.server.clip.templates import ENSEMBLE
-from covervlm.server.clip.wording import clearest, wordings
+from covervlm.server.clip.encoder.encoder import ClipEncoder
+from covervlm.server.clip.encoder.templates import ENSEMBLE
+from covervlm.server.clip.methods.contracts import Pictures
+from covervlm.server.clip.methods.kmeans import kmeans
+from covervlm.server.clip.methods.multi_map import MultiMaP
+from covervlm.server.clip.methods.multi_sub import MultiSub
+from covervlm.server.clip.prompt_choice import clearest, wordings
 from covervlm.server.demo import clip_path
 
 matplotlib.use("Agg")
@@ -89,7 +92,7 @@ def label_all(tables: Tables, name: str, data: Encoded, encoder: ClipEncoder) ->
     tasks += [("color", COLOR_NAMES, ("a photo of something {}",), data.colors)]
     tasks += [("64 pairs", PAIRS, CAPTION, data.pairs)]
     for task, names, templates, truth in tasks:
-        labelled = label(data.features, encoder.class_proxies(names, templates), truth, plain="CLIP")
+        labelled = label(data.features, class_proxies(encoder.embed_texts, names, templates), truth, plain="CLIP")
         tables.labels.append((name, task, labelled.accuracies(truth)))
         tables.spread[name, task] = (min(labelled.online), max(labelled.online))
         if task == "64 pairs" and int(unseen.sum()):
@@ -113,12 +116,10 @@ def cluster(tables: Tables, name: str, data: Encoded, encoder: ClipEncoder) -> N
         tables.chosen[name, aspect] = towers[chosen].prompt
         for wording, index in ((PAPERS, 0), (CLEAREST, chosen)):
             tower = towers[index]
-            references, concept = tower.words(words), tower.words([aspect])[0]
-            add(f"nearest word, {wording}", nearest_words(data.features, tower, references))
-            learned = multi_map(data.features, tower, concept, references)
-            add(f"Multi-MaP, {wording}", kmeans(learned.points, len(words), groups=learned.words))
-            fitted = multi_sub(data.hidden, projection, tower, references)
-            add(f"Multi-Sub, {wording}", kmeans(fitted.points, len(words), groups=fitted.words))
+            pictures = Pictures(data.hidden, projection, tower, tower.words([aspect])[0], tower.words(words))
+            add(f"nearest word, {wording}", pictures.nearest_words())
+            add(f"Multi-MaP, {wording}", MultiMaP().group(pictures, len(words)).labels)
+            add(f"Multi-Sub, {wording}", MultiSub().group(pictures, len(words)).labels)
 
 
 def report(tables: Tables, command: str, n: int, seconds: float) -> str:
@@ -128,7 +129,8 @@ def report(tables: Tables, command: str, n: int, seconds: float) -> str:
         "",
         f"`{command}` on torch {torch.__version__}, one CPU thread, {seconds / 60:.0f} minutes. {n} single-object "
         "scenes in each set, drawn by the project; the model is the demo CLIP, trained on such scenes. "
-        "This is not CLIP's web-scale space: the figures compare methods on one small space, not on photographs.",
+        "This is not a space like CLIP's, trained at web scale: the figures compare methods on one small space, not on "
+        "photographs.",
         "",
         "Sets: "
         + "; ".join(f"{name}: {SETS[name].about}" for name in dict.fromkeys(row[0] for row in tables.labels))
@@ -136,8 +138,8 @@ def report(tables: Tables, command: str, n: int, seconds: float) -> str:
         "",
         "## Labels, % right",
         "",
-        "InMaP learns from all images of the set at once, without labels. OnZeta answers each image as it comes; the "
-        f"mean of {ORDERS} orders, lowest and highest in brackets. Both with their papers' parameters.",
+        "InMaP learns from all images of the set at once, without labels. OnZeta labels each image as it comes; the "
+        f"figure is the mean of {ORDERS} orders, lowest and highest in brackets. Both with their papers' parameters.",
         "",
         "| set | classes | " + " | ".join(methods) + " |",
         "|---|---|" + "---:|" * len(methods),
@@ -157,8 +159,8 @@ def report(tables: Tables, command: str, n: int, seconds: float) -> str:
         "was chosen on other scenes. The paper's wording is “object with a shape of *”, “object with a color of *”; "
         "the clearest of that and two captions is what the server takes without a `prompt`, chosen without labels: "
         + "; ".join(f"{name}, {aspect} “{prompt}”" for (name, aspect), prompt in tables.chosen.items())
-        + ". Read Multi-MaP beside the nearest word: within tens of epochs a learned word stays near the word "
-        "it began at.",
+        + ". Compare Multi-MaP with the nearest word: within tens of epochs a learned word stays near the word "
+        "it started from.",
         "",
     ]
     sets = list(dict.fromkeys(row[0] for row in tables.clusters))
@@ -173,7 +175,7 @@ def verdicts(tables: Tables) -> list[str]:
     """Where a method gains at least 15 points of NMI over k-means on one aspect and loses at most 5 on the other."""
     score = {(s, a, m): v for s, a, m, v, _ in tables.clusters}
     sets = list(dict.fromkeys(row[0] for row in tables.clusters))
-    lines = ["At least 15 points of NMI above k-means on one aspect, and on none more than 5 below:", ""]
+    lines = ["At least 15 points of NMI above k-means on one aspect, and at most 5 below it on the other:", ""]
     for method in ("Multi-MaP", "Multi-Sub"):
         for wording in (PAPERS, CLEAREST):
             good = []

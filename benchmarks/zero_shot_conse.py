@@ -3,8 +3,8 @@
     python benchmarks/zero_shot_conse.py                  docs/zero_shot_conse.md
     python benchmarks/zero_shot_conse.py --images 100     a quick look, printed only
 
-Needs packages that the project does not; without them it says which and how to get them. Nothing is tuned on these
-pictures; that they are shown dark on white at full size was chosen on 160 pictures of the training part.
+Needs packages that the project itself does not; if they are missing it says which, and how to get them. Nothing was
+tuned on these pictures; showing them dark on white at full size was chosen on 160 pictures of the training part.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from clip_space.conse import FASHION_NAMES, PACKAGES, ConseSpace, fashion
 from clip_space.labelling import METHODS, ORDERS, Labelled, label
 from torch import Tensor
 
-from covervlm.server.clip.templates import ENSEMBLE
+from covervlm.server.clip.encoder.templates import ENSEMBLE
 
 WORDINGS = {"the name alone": ("{}",), "“a photo of a {}.”": ("a photo of a {}.",), "seven templates": ENSEMBLE}
 PLAIN = "nearest name"
@@ -34,8 +34,8 @@ def report(results: dict[str, Labelled], truth: Tensor, command: str, seconds: f
         "",
         f"`{command}` on torch {torch.__version__}, one CPU thread, {seconds / 60:.0f} minutes on a shared machine. "
         "This space is not CLIP's, and nobody would serve it; but it is made of models that others trained, on "
-        "photographs and on text, and that ship in packages. EfficientNet-Lite0 tells ImageNet's 1,000 classes; an "
-        "image is the mean of the all-MiniLM-L6-v2 embeddings of its ten likeliest classes' names, weighted by "
+        "photographs and on text, and that ship in packages. EfficientNet-Lite0 recognises ImageNet's 1,000 classes; "
+        "an image is the mean of the all-MiniLM-L6-v2 embeddings of its ten likeliest classes' names, weighted by "
         "probability (ConSE, arXiv 1312.5650). A class is the embedding of its text.",
         "",
         f"The first {len(truth)} test pictures of Fashion-MNIST, ten classes: 28 x 28 grey pixels, enlarged to 224 x "

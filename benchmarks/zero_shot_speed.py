@@ -5,8 +5,8 @@
     python benchmarks/zero_shot_speed.py --whole              one whole fit at this size, to its early or last iteration
     python benchmarks/zero_shot_speed.py --whole --direct     then the line-by-line version, all iterations
 
-Features are random around random class directions; the arithmetic's time does not depend on their values, but for the
-iteration at which a fit ends early, so that is told by `--whole` only.
+Features are random around random class directions. The time of the arithmetic does not depend on their values, except
+for the iteration at which a fit ends early, which only `--whole` shows.
 """
 
 import argparse
@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from covervlm.server.clip.inmap import fit_vision_proxies, sinkhorn_labels
-from covervlm.server.clip.onzeta import OnlineZeroShot
-from covervlm.server.clip.service import ranked
+from covervlm.server.clip.classifiers import ranked
+from covervlm.server.clip.methods.inmap import fit_vision_proxies, sinkhorn_labels
+from covervlm.server.clip.methods.onzeta import OnlineZeroShot
 from covervlm.server.clip.sessions import Sessions, SnapshotInterval
 from covervlm.server.store import Store
 from covervlm.server.store.database import Database
@@ -98,9 +98,9 @@ def resident_mib() -> float:
 
 
 def compare(features: Tensor, text: Tensor, iterations: int, rounds: int) -> None:
-    """Both versions in turn, so that what else the machine does hits both; ours first, because peaks only grow.
+    """Both versions in turn, so that other work on the machine affects both; ours first, since memory peaks only grow.
 
-    In core-seconds, which leave out what other programs took.
+    In core-seconds, which leave out the time that other programs took.
     """
     base, clock = resident_mib(), time.process_time
     labels: dict[str, list[float]] = {"ours": [], "direct": []}
@@ -133,9 +133,9 @@ def compare(features: Tensor, text: Tensor, iterations: int, rounds: int) -> Non
 
 
 def whole(features: Tensor, text: Tensor, iterations: int, *, direct: bool) -> None:
-    """One fit, labels and all, of at most so many iterations; core-seconds leave out what other programs took.
+    """One fit, labels and all, of at most so many iterations, in core-seconds, which leave out other programs' time.
 
-    With `direct`, the line-by-line version afterwards: it knows no early end, so its labels tell what that one costs.
+    With `direct`, the line-by-line version afterwards: it never ends early, so its labels show what ending early costs.
     """
     base, began, ticks = resident_mib(), time.process_time(), Ticks()
 

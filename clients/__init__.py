@@ -1,18 +1,22 @@
-"""Python client of a covervlm server, blocking and for asyncio; needs httpx and pillow, and no part of the server."""
+"""Python client of a covervlm server, blocking and for asyncio; needs httpx, httpx-sse and pillow, and no server."""
 
-from covervlm.clients.answers import ChatAnswer, Model, PrunedImage, PruneResult, Usage
-from covervlm.clients.async_client import AsyncClient
-from covervlm.clients.client import Client
-from covervlm.clients.clip_answers import (
-    Classification,
-    Classifier,
-    Cluster,
-    Clustering,
-    Embeddings,
-    Session,
-    Upload,
+from covervlm.clients.classifiers import Classification, Classifier, Upload
+from covervlm.clients.client import AsyncClient, Client
+from covervlm.clients.clusterings import Cluster, Clustering
+from covervlm.clients.conversations import (
+    ChatAnswer,
+    ChatOptions,
+    Message,
+    Model,
+    PrunedImage,
+    PruneOptions,
+    PruneResult,
+    Usage,
+    assistant,
+    system,
+    user,
 )
-from covervlm.clients.conversations import ChatOptions, PruneOptions
+from covervlm.clients.embeddings import Embeddings
 from covervlm.clients.errors import (
     APIConnectionError,
     APIError,
@@ -28,13 +32,13 @@ from covervlm.clients.errors import (
     PermissionDeniedError,
     RateLimitError,
     ResponseFormatError,
+    RetryPolicy,
     ServerError,
 )
 from covervlm.clients.images import ImageSource
 from covervlm.clients.jobs import Job
-from covervlm.clients.messages import Message, assistant, system, user
-from covervlm.clients.retries import RetryPolicy
 from covervlm.clients.streaming import AsyncStream, Stream
+from covervlm.clients.streams import ImageStream
 
 __all__ = [
     "APIConnectionError",
@@ -55,6 +59,7 @@ __all__ = [
     "ConflictError",
     "Embeddings",
     "ImageSource",
+    "ImageStream",
     "Job",
     "JobFailedError",
     "Message",
@@ -70,7 +75,6 @@ __all__ = [
     "ResponseFormatError",
     "RetryPolicy",
     "ServerError",
-    "Session",
     "Stream",
     "Upload",
     "Usage",

@@ -1,21 +1,104 @@
-"""Classifiers that the server learns from unlabelled images (InMaP) and keeps under a name."""
+"""Labels for images, by class names alone or by a classifier that the server has learned."""
 
 import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 from urllib.parse import quote
 
-from covervlm.clients.calls import Call, given
-from covervlm.clients.clip_answers import Classifier, Upload
-from covervlm.clients.images import Images, image_part, sources
-from covervlm.clients.jobs import Job
-from covervlm.clients.matrices import Matrix, matrix_file
-from covervlm.clients.methods import AsyncPart, Part, asynchronous, blocking
+from covervlm.clients.calls import Call, given, listed
+from covervlm.clients.embeddings import Matrix, matrix_file
+from covervlm.clients.images import Images, image_parts
+from covervlm.clients.jobs import RESULTS, Job
+from covervlm.clients.methods import Asyncio, Blocking, method
+from covervlm.clients.records import Record
 
-_PATH = "/v1/zero_shot/classifiers"
-_UPLOADS = "/v1/zero_shot/embeddings"
+_PATH = "/v1/classifiers"
+_UPLOADS = "/v1/embeddings/uploads"
+
+RESULTS["classifier"] = lambda body: str(body["classifier"])
+
+
+@dataclass(frozen=True)
+class Classification(Record):
+    """One image's label. confidence: its probability. top: (label, probability) of the likeliest classes, best first.
+
+    index: the image's place in the request, or among all images of its stream; from 0. margin: by how much the label is
+    more probable than the next one; None in streams. abstained: less confident than `abstain_below`.
+    """
+
+    index: int
+    label: str
+    confidence: float
+    top: tuple[tuple[str, float], ...]
+    margin: float | None = None
+    abstained: bool = False
+
+    @classmethod
+    def read(cls, body: Mapping[str, Any]) -> Self:
+        top = tuple((entry["label"], entry["probability"]) for entry in body["top"])
+        return super().read({**body, "top": top})
+
+
+@dataclass(frozen=True)
+class Classifier(Record):
+    """A stored classifier; `name@version` names it for good, `name` the newest version.
+
+    created: Unix time. about: classes, templates, parameters, number of images, ...
+    """
+
+    id: str
+    name: str
+    version: int
+    created: int
+    bytes: int
+    about: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.about["classes"])
+
+    @property
+    def report(self) -> Mapping[str, Any]:
+        """What it is worth on held-out examples; empty where it was learned without labels, and in lists."""
+        report: Mapping[str, Any] = self.about.get("report", {})
+        return report
+
+
+@dataclass(frozen=True)
+class Upload(Record):
+    """Embeddings that the server keeps in memory for up to an hour; `fit` takes them as `uploads`."""
+
+    id: str
+    images: int
+    dimensions: int
+
+
+def classify(
+    images: Images,
+    classes: Sequence[str] | None = None,
+    *,
+    classifier: str | None = None,
+    templates: Sequence[str] | None = None,
+    top: int = 5,
+    abstain_below: float = 0.0,
+    model: str | None = None,
+    timeout: float | None = None,
+) -> Call[list[Classification]]:
+    """A label for every image: the likeliest of `classes`, or of the classes of a stored `classifier`.
+
+    templates: sentences with {} in the class name's place, e.g. "a photo of a {}."; by default CLIP's seven.
+    top: how many of the likeliest classes each answer has. abstain_below: answers of less confidence are `abstained`.
+    """
+    body = {
+        "images": image_parts(images),
+        "top": top,
+        "abstain_below": abstain_below,
+        **given(classes=listed(classes), classifier=classifier, templates=listed(templates), model=model),
+    }
+    return Call("POST", "/v1/classify", Classification.read_list, body, timeout=timeout)
 
 
 def fit(
@@ -33,35 +116,79 @@ def fit(
     """Start a job that learns a classifier from unlabelled images, or from their embeddings by the same model.
 
     embeddings: an (n, d) array, what `embed_images` answered, or a .npy or .safetensors file or its path.
-    uploads: of `upload_embeddings`. parameters: InMaP's, e.g. {"gamma": 0.5}. The job's result is the name.
+    uploads: from `upload_embeddings`. parameters: InMaP's, e.g. {"gamma": 0.5}. The job's result is `name@version`.
     """
     body = {
         "name": name,
         "classes": list(classes),
-        "images": [image_part(image) for image in sources(images)],
-        "uploads": [upload if isinstance(upload, str) else upload.id for upload in uploads],
-        **given(
-            embeddings=None if embeddings is None else b64encode(matrix_file(embeddings)).decode(),
-            templates=None if templates is None else list(templates),
-            parameters=parameters,
-            model=model,
-        ),
+        "images": image_parts(images),
+        **_vectors(embeddings, uploads),
+        **given(templates=listed(templates), parameters=parameters, model=model),
     }
     return Call("POST", _PATH, Job[str].read, body, timeout=timeout, repeatable=False)
 
 
+def train(
+    name: str,
+    labels: Sequence[str],
+    images: Images = None,
+    *,
+    embeddings: Matrix | None = None,
+    uploads: Sequence[str | Upload] = (),
+    groups: Sequence[str] | None = None,
+    ids: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+    label_map: Mapping[str, str] | None = None,
+    prior: Mapping[str, float] | None = None,
+    method: Literal["auto", "linear", "sea", "tes", "margin", "text_mixup", "groups", "mlp"] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    templates: Sequence[str] | None = None,
+    seed: int = 0,
+    model: str | None = None,
+    timeout: float | None = None,
+) -> Call[Job[str]]:
+    """Start a job that learns a classifier from labelled images, or from the embeddings of such images.
+
+    labels, groups, ids: one for each image, or each row of `uploads` and then of `embeddings`. groups: by which errors
+    are to be alike. ids: by which the report calls them. classes: by default the labels that occur. label_map: from
+    labels to classes. prior: each class's share where it will be used. method: by default the best of several on
+    held-out examples. The job's result is `name@version`; `get(...).report` tells what it is worth.
+    """
+    parts = image_parts(images)
+    body: dict[str, Any] = {"name": name, "seed": seed}
+    if parts:
+        if any(column is not None and len(column) != len(parts) for column in (labels, groups, ids)):
+            raise ValueError(f"there are {len(parts)} images: give as many labels, groups and ids")
+        columns = {"image": parts, "label": labels, **given(group=groups, id=ids)}
+        body["examples"] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    else:
+        body |= {"labels": list(labels), **given(groups=listed(groups), ids=listed(ids))}
+    body |= {
+        **_vectors(embeddings, uploads),
+        **given(classes=listed(classes), label_map=label_map, prior=prior, method=method),
+        **given(parameters=parameters, templates=listed(templates), model=model),
+    }
+    return Call("POST", _PATH, Job[str].read, body, timeout=timeout, repeatable=False)
+
+
+def _vectors(embeddings: Matrix | None, uploads: Sequence[str | Upload]) -> dict[str, Any]:
+    names = [upload if isinstance(upload, str) else upload.id for upload in uploads]
+    file = None if embeddings is None else b64encode(matrix_file(embeddings)).decode()
+    return {"uploads": names, **given(embeddings=file)}
+
+
 def get(name: str) -> Call[Classifier]:
-    """What is known of a classifier."""
+    """A stored classifier: the newest version of `name`, or that of `name@version`."""
     return Call("GET", _place(name), Classifier.read)
 
 
 def list_all() -> Call[list[Classifier]]:
-    """All classifiers of this API key."""
+    """Every version of all classifiers of this API key, without their reports."""
     return Call("GET", _PATH, Classifier.read_list)
 
 
 def delete(name: str) -> Call[None]:
-    """Delete a classifier."""
+    """Delete all versions of `name`, or that of `name@version`."""
     return Call("DELETE", _place(name), lambda body: None)
 
 
@@ -71,46 +198,40 @@ def download(name: str) -> Call[bytes]:
 
 
 def upload(name: str, file: bytes | str | os.PathLike[str]) -> Call[Classifier]:
-    """Keep a classifier that `download` gave, from its bytes or from the path of a file, under a name of its own."""
+    """Store what `download` gave, from its bytes or the path of its file, as the next version of a name."""
     content = file if isinstance(file, bytes) else Path(file).read_bytes()
     return Call("PUT", f"{_place(name)}/file", Classifier.read, content=content, repeatable=False)
 
 
 def upload_embeddings(embeddings: Matrix) -> Call[Upload]:
-    """Bring embeddings to the server for later `fit`s, as one may for more than fit in a request."""
+    """Upload embeddings for later calls of `fit`, e.g. where there are more than one request can hold."""
     return Call("POST", _UPLOADS, Upload.read, content=matrix_file(embeddings), repeatable=False)
 
 
 def delete_embeddings(upload: str | Upload) -> Call[None]:
-    """Make the server forget uploaded embeddings at once."""
+    """Delete uploaded embeddings."""
     name = upload if isinstance(upload, str) else upload.id
     return Call("DELETE", f"{_UPLOADS}/{quote(name, safe='')}", lambda body: None)
 
 
-class Classifiers(Part):
-    """client.classifiers: made, listed, moved between servers and deleted; `client.classify` uses them."""
+class _Methods:
+    fit = method(fit)
+    train = method(train)
+    get = method(get)
+    list = method(list_all)
+    delete = method(delete)
+    download = method(download)
+    upload = method(upload)
+    upload_embeddings = method(upload_embeddings)
+    delete_embeddings = method(delete_embeddings)
 
-    fit = blocking(fit)
-    get = blocking(get)
-    list = blocking(list_all)
-    delete = blocking(delete)
-    download = blocking(download)
-    upload = blocking(upload)
-    upload_embeddings = blocking(upload_embeddings)
-    delete_embeddings = blocking(delete_embeddings)
+
+class Classifiers(_Methods, Blocking):
+    """client.classifiers: learn, list, download, upload and delete; `client.classify` uses them."""
 
 
-class AsyncClassifiers(AsyncPart):
+class AsyncClassifiers(_Methods, Asyncio):
     """The same for asyncio."""
-
-    fit = asynchronous(fit)
-    get = asynchronous(get)
-    list = asynchronous(list_all)
-    delete = asynchronous(delete)
-    download = asynchronous(download)
-    upload = asynchronous(upload)
-    upload_embeddings = asynchronous(upload_embeddings)
-    delete_embeddings = asynchronous(delete_embeddings)
 
 
 def _place(name: str) -> str:

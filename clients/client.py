@@ -1,25 +1,33 @@
-"""Client: blocking calls to a covervlm server."""
+"""Client and AsyncClient: calls to a covervlm server, blocking and for asyncio."""
 
-from contextlib import closing
-from time import sleep
-from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import httpx
 
-from covervlm.clients import clusterings, conversations, embeddings, zero_shot
-from covervlm.clients.calls import Call, Result
-from covervlm.clients.classifiers import Classifiers
-from covervlm.clients.connection import Connection, read, timeouts
-from covervlm.clients.errors import APIError, connection_errors, status_error
-from covervlm.clients.methods import blocking, streaming
-from covervlm.clients.retries import RetryPolicy
-from covervlm.clients.sessions import Sessions
-from covervlm.clients.watching import Jobs
-from covervlm.clients.web_images import Download, remote_images, with_images
+from covervlm.clients import classifiers, clusterings, conversations, embeddings
+from covervlm.clients.calls import AsyncHttp, BlockingHttp, Connection, timeouts
+from covervlm.clients.classifiers import AsyncClassifiers, Classifiers
+from covervlm.clients.errors import RetryPolicy
+from covervlm.clients.jobs import AsyncJobs, Jobs
+from covervlm.clients.methods import Asyncio, Blocking, method
+from covervlm.clients.streaming import AsyncStream, Stream, streaming
+from covervlm.clients.streams import AsyncStreams, Streams
 
 
-class Client:
+class _Methods:
+    chat = method(conversations.chat)
+    stream = streaming(conversations.chat)
+    chat_messages = method(conversations.chat_messages)
+    stream_messages = streaming(conversations.chat_messages)
+    prune = method(conversations.prune)
+    models = method(conversations.models)
+    embed_texts = method(embeddings.embed_texts)
+    embed_images = method(embeddings.embed_images)
+    classify = method(classifiers.classify)
+    cluster = method(clusterings.cluster)
+
+
+class Client(_Methods, Blocking):
     """Calls to one server. Safe to share between threads; close it, or use it in a `with` block.
 
     base_url: by default COVERVLM_BASE_URL, else http://127.0.0.1:8000. api_key: by default COVERVLM_API_KEY.
@@ -28,6 +36,8 @@ class Client:
     stays open. All calls raise subclasses of covervlm.clients.APIError, and OSError, TypeError or ValueError for
     images that cannot be read.
     """
+
+    _stream = Stream
 
     def __init__(
         self,
@@ -39,33 +49,12 @@ class Client:
         retries: int | RetryPolicy = 4,
         http_client: httpx.Client | None = None,
     ) -> None:
-        self.retries = RetryPolicy(retries) if isinstance(retries, int) else retries
-        self._connection = Connection.to(base_url, api_key)
-        self._model = model
         self._owned = http_client is None
         self._http = http_client or httpx.Client(timeout=timeouts(timeout))
-        self.classifiers = Classifiers(self)
-        self.sessions = Sessions(self)
-        self.jobs = Jobs(self)
-
-    chat = blocking(conversations.chat)
-    stream = streaming(conversations.chat)
-    chat_messages = blocking(conversations.chat_messages)
-    stream_messages = streaming(conversations.chat_messages)
-    prune = blocking(conversations.prune)
-    models = blocking(conversations.models)
-    embed_texts = blocking(embeddings.embed_texts)
-    embed_images = blocking(embeddings.embed_images)
-    classify = blocking(zero_shot.classify)
-    cluster = blocking(clusterings.cluster)
-
-    def send(self, call: Call[Result]) -> Result:
-        """The result of a call; what all methods above do with theirs."""
-        return read(call, self._tried(self._completed(call), stream=False))
-
-    def open(self, call: Call[Any]) -> httpx.Response:
-        """The response to a call once its headers are there; whoever reads it closes it."""
-        return self._tried(self._completed(call), stream=True)
+        super().__init__(Connection(BlockingHttp(self._http), base_url, api_key, model, retries))
+        self.classifiers = Classifiers(self._connection)
+        self.streams = Streams(self._connection)
+        self.jobs = Jobs(self._connection)
 
     def close(self) -> None:
         if self._owned:
@@ -74,49 +63,38 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _completed(self, call: Call[Result]) -> Call[Result]:
-        """The call with what only this client knows: the served model's name, and images from the web."""
-        if call.lacks_model:
-            call = call.with_model(self._served())
-        return with_images(call, {url: self._fetch(url) for url in remote_images(call)})
 
-    def _served(self) -> str:
-        if self._model is None:
-            self._model = self.models()[0].id
-        return self._model
+class AsyncClient(_Methods, Asyncio):
+    """Client for asyncio: the same arguments, methods and errors. Close it, or use it in an `async with` block."""
 
-    def _fetch(self, url: str) -> bytes:
-        download = Download(url)
-        with connection_errors(), self._http.stream("GET", url, follow_redirects=True) as response:
-            download.check(response)
-            for part in response.iter_bytes():
-                download.take(part)
-        return download.data
+    _stream = AsyncStream
 
-    def _tried(self, call: Call[Any], *, stream: bool) -> httpx.Response:
-        """A response that is a success, after as many tries as the policy allows; a streamed one is left open."""
-        attempt = 0
-        while True:
-            try:
-                return self._try(call, stream=stream)
-            except APIError as error:
-                delay = self.retries.delay(attempt, error, repeatable=call.repeatable)
-                if delay is None:
-                    raise
-            sleep(delay)
-            attempt += 1
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        api_key: str | None = None,
+        model: str | None = None,
+        timeout: float = 120.0,
+        retries: int | RetryPolicy = 4,
+        http_client: httpx.AsyncClient | None = None,
+    ) -> None:
+        self._owned = http_client is None
+        self._http = http_client or httpx.AsyncClient(timeout=timeouts(timeout))
+        super().__init__(Connection(AsyncHttp(self._http), base_url, api_key, model, retries))
+        self.classifiers = AsyncClassifiers(self._connection)
+        self.streams = AsyncStreams(self._connection)
+        self.jobs = AsyncJobs(self._connection)
 
-    def _try(self, call: Call[Any], *, stream: bool) -> httpx.Response:
-        with connection_errors():
-            request = self._http.build_request(**self._connection.request(call))
-            response = self._http.send(request, stream=stream)
-            if response.is_success:
-                return response
-            with closing(response):
-                response.read()
-        raise status_error(response)
+    async def close(self) -> None:
+        if self._owned:
+            await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

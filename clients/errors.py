@@ -1,23 +1,24 @@
-"""What a call can fail with: one class per kind of HTTP error, and what the server said about it."""
+"""What a call can fail with, one class per kind of failure, and which failures are worth another try."""
 
 import email.utils
+import math
+import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from httpx_sse import SSEError
 
 
 class APIError(Exception):
-    """Base of everything that a call raises once its arguments are in order."""
+    """Base of everything that a call raises, except for arguments that are wrong in themselves."""
 
 
 class APIConnectionError(APIError):
-    """The server could not be reached, or the connection broke.
-
-    reached: whether the request may have arrived.
-    """
+    """The server could not be reached, or the connection broke. reached: whether the request may have arrived."""
 
     def __init__(self, message: str, *, reached: bool = True) -> None:
         super().__init__(message)
@@ -29,7 +30,7 @@ class APITimeoutError(APIConnectionError):
 
 
 class JobFailedError(APIError):
-    """A job that was waited for did not succeed; `state` is failed or cancelled, `code` says why for programs."""
+    """A job did not succeed. state: failed or cancelled. code: the reason as a name for programs."""
 
     def __init__(self, message: str, *, job: str, state: str, code: str | None = None) -> None:
         super().__init__(message)
@@ -39,15 +40,15 @@ class JobFailedError(APIError):
 
 
 class ResponseFormatError(APIError):
-    """Something answered, in a form that this client does not know; perhaps not a covervlm server."""
+    """The answer is not in a form that this client knows; the URL may not be that of a covervlm server."""
 
 
 class APIStatusError(APIError):
-    """The server refused or failed.
+    """The server refused the request or failed.
 
-    status: of HTTP; None for a failure in the middle of a streamed answer. param: the offending field of the request.
-    code: the error's name for programs, e.g. model_not_found. request_id: what the server's log knows the request by.
-    retry_after: seconds after which the server asks to be tried again.
+    status: the HTTP status; None for a failure in the middle of a stream. param: the field of the request that is
+    wrong. code: the error's name for programs, e.g. model_not_found. request_id: the request's id in the server's
+    log. retry_after: seconds that the server asks to wait before the next try.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class APIStatusError(APIError):
 
 
 class BadRequestError(APIStatusError):
-    """400: the request can never be served as it stands; `param` names the field."""
+    """400: the request is wrong; `param` names the field."""
 
 
 class AuthenticationError(APIStatusError):
@@ -81,27 +82,27 @@ class PermissionDeniedError(APIStatusError):
 
 
 class NotFoundError(APIStatusError):
-    """404: no such model, classifier, job or URL."""
+    """404: there is no such model, classifier, job or URL."""
 
 
 class ConflictError(APIStatusError):
-    """409: the state of the thing does not allow that."""
+    """409: the current state of the resource does not allow this, e.g. the name is taken."""
 
 
 class PayloadTooLargeError(APIStatusError):
-    """413: the body has more bytes than the server takes."""
+    """413: the body is larger than the server accepts."""
 
 
 class RateLimitError(APIStatusError):
-    """429: more requests than this API key may send."""
+    """429: this API key has sent too many requests, or has used up a quota."""
 
 
 class ServerError(APIStatusError):
-    """5xx: the server failed, and the same request may work later."""
+    """5xx: the server failed; the same request may work later."""
 
 
 class OverloadedError(ServerError):
-    """503: no room in the queue, or the model is not ready."""
+    """503: the queue is full, or the model is not ready."""
 
 
 _BY_STATUS: dict[int, type[APIStatusError]] = {
@@ -117,7 +118,7 @@ _BY_STATUS: dict[int, type[APIStatusError]] = {
 
 
 def status_error(response: httpx.Response) -> APIStatusError:
-    """The error that a response, whose body has been read, stands for."""
+    """The exception for a response that is not a success; its body must have been read."""
     try:
         detail = response.json()["error"]
         message = str(detail["message"])
@@ -136,7 +137,7 @@ def status_error(response: httpx.Response) -> APIStatusError:
 
 
 def stream_error(detail: dict[str, Any], request_id: str | None) -> APIStatusError:
-    """The error that the last event of a failed stream stands for."""
+    """The exception for an error event in a stream. detail: the event's `error` object."""
     overloaded = detail.get("code") in ("engine_overloaded", "engine_unavailable")
     kind = OverloadedError if overloaded else ServerError
     message = str(detail.get("message", "The server failed while it answered."))
@@ -145,13 +146,15 @@ def stream_error(detail: dict[str, Any], request_id: str | None) -> APIStatusErr
 
 @contextmanager
 def connection_errors() -> Iterator[None]:
-    """Raises httpx's errors of the transport as this package's."""
+    """Turns httpx's exceptions into this package's."""
     try:
         yield
     except (httpx.ConnectTimeout, httpx.PoolTimeout) as error:
         raise APIConnectionError("The server could not be reached in time.", reached=False) from error
     except httpx.TimeoutException as error:
         raise APITimeoutError("The server sent nothing for longer than the timeout.") from error
+    except SSEError as error:
+        raise ResponseFormatError(f"The server's answer is not an event stream. {error}.") from error
     except httpx.TransportError as error:
         message = f"The connection to the server failed: {error or type(error).__name__}."
         raise APIConnectionError(message, reached=not isinstance(error, httpx.ConnectError)) from error
@@ -159,8 +162,17 @@ def connection_errors() -> Iterator[None]:
         raise ResponseFormatError(f"The server's answer could not be read: {error}.") from error
 
 
+@contextmanager
+def format_errors(what: str) -> Iterator[None]:
+    """Turns errors on reading an answer of an unknown form into a ResponseFormatError. what: names the answer."""
+    try:
+        yield
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ResponseFormatError(f"{what} does not come from a covervlm server; check the base URL.") from error
+
+
 def _retry_after(header: str | None) -> float | None:
-    """Seconds of a Retry-After header, which is a number or a date."""
+    """The seconds of a Retry-After header, which holds a number or a date; None where it holds neither."""
     if header is None:
         return None
     try:
@@ -171,3 +183,52 @@ def _retry_after(header: str | None) -> float | None:
         return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
     except ValueError:
         return None
+
+
+TEMPORARY = (408, 429, 502, 503, 504)
+"""HTTP statuses after which the same request may succeed."""
+REFUSED = (429, 503)
+"""Those that say that the server has not started on the request."""
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """Exponential back-off with jitter, or the server's Retry-After where it sends one.
+
+    retries: tries after the first. first_delay, longest_delay: seconds; the delay doubles from the one to the other.
+    longest_retry_after: seconds; a server that asks for a longer wait is not tried again.
+    """
+
+    retries: int = 4
+    first_delay: float = 0.5
+    longest_delay: float = 8.0
+    longest_retry_after: float = 60.0
+
+    def delay(self, attempt: int, error: APIError, *, repeatable: bool = True) -> float | None:
+        """Seconds to wait after try number `attempt` (from 0) failed with `error`; None where that is final.
+
+        A timeout is final: the server may still be working on the request, and a second one would add to its load.
+        So is a full quota: only deleting something helps. A call that is not `repeatable` is sent again only where
+        the server cannot have begun on it.
+        """
+        if attempt >= self.retries or isinstance(error, APITimeoutError):
+            return None
+        if not repeatable and not _refused_untouched(error):
+            return None
+        if isinstance(error, APIStatusError):
+            if error.status not in TEMPORARY or error.code == "quota_exceeded":
+                return None
+            if error.retry_after is not None:
+                return error.retry_after if error.retry_after <= self.longest_retry_after else None
+        elif not isinstance(error, APIConnectionError):
+            return None
+        # Clients that were refused at the same moment must not all come back at the same moment.
+        longest = min(self.longest_delay, self.first_delay * math.pow(2, min(attempt, 30)))
+        return longest * random.uniform(0.5, 1)
+
+
+def _refused_untouched(error: APIError) -> bool:
+    """Whether the server cannot have begun on the request: it refused it, or never received it."""
+    if isinstance(error, APIStatusError):
+        return error.status in REFUSED
+    return isinstance(error, APIConnectionError) and not error.reached

@@ -1,9 +1,9 @@
-"""Whatever holds an image (file, URL, bytes, PIL image, numpy array) to the data URL that the server takes."""
+"""Turns whatever holds an image (file, URL, bytes, PIL image, numpy array) into the data URL that the server takes."""
 
 import base64
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -30,7 +30,7 @@ def sources(images: Images) -> list[Any]:
 
 
 def is_remote(source: ImageSource) -> bool:
-    """Whether it is an http(s) URL."""
+    """Whether the source is an http(s) URL."""
     return isinstance(source, str) and source[:8].lower().startswith(("http://", "https://"))
 
 
@@ -38,7 +38,7 @@ def data_url(source: ImageSource) -> str:
     """The image as a data URL: encoded files go as they are, pixels as PNG; an http(s) URL stays what it is.
 
     Arrays are (H, W), (H, W, 3) or (H, W, 4), uint8 or floats from 0 to 1.
-    Raises OSError for files that cannot be read, TypeError and ValueError for what is no image.
+    Raises OSError for files that cannot be read, TypeError and ValueError for what is not an image.
     """
     if isinstance(source, str) and (is_remote(source) or source[:5].lower() == "data:"):
         return source
@@ -54,8 +54,24 @@ def image_part(source: ImageSource) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": data_url(source)}}
 
 
+def image_parts(images: Images) -> list[dict[str, Any]]:
+    return [image_part(image) for image in sources(images)]
+
+
+def remote_images(body: Any) -> list[str]:
+    """The http(s) URLs of image parts in a request's body, each once. The client fetches them: a server may not."""
+    found: dict[str, None] = {}
+    _replace(body, lambda url: found.setdefault(url))
+    return list(found)
+
+
+def with_images(body: Any, urls: Mapping[str, str]) -> Any:
+    """The body with other URLs in place of the http(s) ones of its image parts."""
+    return _replace(body, lambda url: urls[url])
+
+
 def pil_image(source: Any) -> "Image":
-    """The image decoded, and upright by its EXIF orientation as the server sees it; not for http(s) URLs."""
+    """The image, decoded and turned upright by its EXIF orientation, as the server sees it; not for http(s) URLs."""
     from PIL import Image, ImageOps
 
     if isinstance(source, str) and source[:5].lower() == "data:":
@@ -99,5 +115,16 @@ def _encode(data: bytes) -> str:
     kinds = [kind for signature, kind in _SIGNATURES if data.startswith(signature)]
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         kinds = ["image/webp"]
-    # An unknown kind is left out: the server looks at the data, and says which formats it takes.
+    # The media type may be missing: the server looks at the data itself, and its refusal names the formats it takes.
     return f"data:{kinds[0] if kinds else ''};base64,{base64.b64encode(data).decode()}"
+
+
+def _replace(body: Any, new_url: Callable[[str], Any]) -> Any:
+    """A copy of a JSON value, in which every image part with an http(s) URL has what `new_url` makes of it."""
+    if isinstance(body, list | tuple):
+        return [_replace(item, new_url) for item in body]
+    if not isinstance(body, Mapping):
+        return body
+    if body.get("type") == "image_url" and is_remote(body["image_url"]["url"]):
+        return {**body, "image_url": {**body["image_url"], "url": new_url(body["image_url"]["url"])}}
+    return {name: _replace(value, new_url) for name, value in body.items()}

@@ -1,116 +1,63 @@
-"""Functions that make calls become methods that make and send them: blocking, or for asyncio."""
+"""Functions that make calls become methods of both kinds of client, which make and send them."""
 
 import inspect
-from asyncio import to_thread
 from collections.abc import Callable, Coroutine
-from functools import update_wrapper
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
+from functools import partial, update_wrapper
+from typing import Any, Generic, ParamSpec, TypeVar, overload
 
-import httpx
-
-from covervlm.clients.answers import ChatAnswer
-from covervlm.clients.calls import Call
-from covervlm.clients.conversations import streamed
-from covervlm.clients.streaming import AsyncStream, Stream
-
-if TYPE_CHECKING:
-    from covervlm.clients.async_client import AsyncClient
-    from covervlm.clients.client import Client
+from covervlm.clients.calls import Call, Connection, finished
 
 P = ParamSpec("P")
 R = TypeVar("R")
+A = TypeVar("A")
 
 
-class Sender(Protocol):
-    """What sends calls: a Client, and its parts. `send` waits for the result, `open` leaves the response unread."""
-
-    def send(self, call: Call[R]) -> R: ...
-    def open(self, call: Call[Any]) -> httpx.Response: ...
+class _Sender:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
 
 
-class AsyncSender(Protocol):
-    """The same for asyncio."""
+class Blocking(_Sender):
+    """Base of what has blocking methods: Client, and its parts such as client.jobs."""
 
-    async def send(self, call: Call[R]) -> R: ...
-    async def open(self, call: Call[Any]) -> httpx.Response: ...
-
-
-def blocking(make: Callable[P, Call[R]]) -> Callable[Concatenate[Sender, P], R]:
-    """A method with the arguments of `make` that returns the call's result."""
-
-    def method(self: Sender, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self.send(make(*args, **kwargs))
-
-    return _described(method, make)
+    def _send(self, make: Callable[[], Call[R]]) -> R:
+        return finished(self._connection.make_and_send(make))
 
 
-def asynchronous(make: Callable[P, Call[R]]) -> Callable[Concatenate[AsyncSender, P], Coroutine[Any, Any, R]]:
-    """The same for asyncio."""
+class Asyncio(_Sender):
+    """Base of what has methods for asyncio: AsyncClient and its parts."""
 
-    async def method(self: AsyncSender, *args: P.args, **kwargs: P.kwargs) -> R:
-        # Reading and encoding images take long enough to be felt on the event loop.
-        return await self.send(await to_thread(make, *args, **kwargs))
-
-    return _described(method, make)
+    def _send(self, make: Callable[[], Call[R]]) -> Coroutine[Any, Any, R]:
+        return self._connection.make_and_send(make)
 
 
-def streaming(make: Callable[P, Call[ChatAnswer]]) -> Callable[Concatenate[Sender, P], Stream]:
-    """A method with the arguments of `make` that returns the answer as a stream."""
+class Method(Generic[P, R, A]):
+    """A method with the parameters P, which returns R where it is blocking and A where it is for asyncio."""
 
-    def method(self: Sender, *args: P.args, **kwargs: P.kwargs) -> Stream:
-        call = streamed(make(*args, **kwargs))
-        return Stream(lambda: self.open(call))
+    def __init__(self, function: Any, like: Callable[P, Any], summary: str | None = None) -> None:
+        """function: of `self` and the parameters. like: has the name, the parameters and the docstring."""
+        # Without a return annotation: `like` returns the call, the method its result.
+        parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)]
+        parameters += inspect.signature(like).parameters.values()
+        update_wrapper(function, like, assigned=("__module__", "__name__", "__qualname__"))
+        function.__doc__ = summary or like.__doc__
+        function.__signature__ = inspect.Signature(parameters)
+        self._function = function
 
-    return _described(method, make, "The same piece by piece: `for piece in client.stream(...)`.")
-
-
-def async_streaming(make: Callable[P, Call[ChatAnswer]]) -> Callable[Concatenate[AsyncSender, P], AsyncStream]:
-    """The same for asyncio."""
-
-    def method(self: AsyncSender, *args: P.args, **kwargs: P.kwargs) -> AsyncStream:
-        async def send() -> httpx.Response:
-            return await self.open(streamed(await to_thread(make, *args, **kwargs)))
-
-        return AsyncStream(send)
-
-    return _described(method, make, "The same piece by piece: `async for piece in client.stream(...)`.")
-
-
-class Part:
-    """A part of a Client for one kind of resource, e.g. client.jobs."""
-
-    def __init__(self, client: "Client") -> None:
-        self.client = client
-
-    def send(self, call: Call[R]) -> R:
-        return self.client.send(call)
-
-    def open(self, call: Call[Any]) -> httpx.Response:
-        return self.client.open(call)
+    @overload
+    def __get__(self, instance: Blocking, owner: type) -> Callable[P, R]: ...
+    @overload
+    def __get__(self, instance: Asyncio, owner: type) -> Callable[P, A]: ...
+    @overload
+    def __get__(self, instance: None, owner: type) -> Callable[..., Any]: ...
+    def __get__(self, instance: Any, owner: type) -> Callable[..., Any]:
+        return self._function.__get__(instance, owner)  # type: ignore[no-any-return]
 
 
-class AsyncPart:
-    """The same for asyncio."""
+def method(make: Callable[P, Call[R]]) -> Method[P, R, Coroutine[Any, Any, R]]:
+    """A method that returns the result of the call that `make` makes, or a coroutine of it."""
 
-    def __init__(self, client: "AsyncClient") -> None:
-        self.client = client
+    def send(self: Any, *args: P.args, **kwargs: P.kwargs) -> Any:
+        return self._send(partial(make, *args, **kwargs))
 
-    async def send(self, call: Call[R]) -> R:
-        return await self.client.send(call)
-
-    async def open(self, call: Call[Any]) -> httpx.Response:
-        return await self.client.open(call)
-
-
-M = TypeVar("M", bound=Callable[..., Any])
-
-
-def _described(method: M, make: Callable[..., Any], summary: str | None = None) -> M:
-    """The method under the name, signature and docstring of what makes its call."""
-    # Without the annotations, which tell of the call and not of the result.
-    parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)]
-    parameters += inspect.signature(make).parameters.values()
-    update_wrapper(method, make, assigned=("__module__", "__name__", "__qualname__"))
-    method.__doc__ = summary or make.__doc__
-    method.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return method
+    return Method(send, make)

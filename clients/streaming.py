@@ -1,63 +1,33 @@
 """A streamed answer: pieces of text as they come, and the whole answer once they have ended."""
 
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
+from typing import Any, ParamSpec, Self
 
 import httpx
 
-from covervlm.clients.answers import ChatAnswer, PrunedImage, Usage, read_pruning
-from covervlm.clients.errors import APIConnectionError, ResponseFormatError, connection_errors, stream_error
+from covervlm.clients.calls import Call, Connection, finished, iterated
+from covervlm.clients.conversations import ChatAnswer, PrunedImage, read_pruning, streamed
+from covervlm.clients.errors import APIConnectionError, format_errors
+from covervlm.clients.methods import Method
+
+P = ParamSpec("P")
 
 
-class Reader:
-    """Reads the lines of a chat completion's event stream; knows nothing of the connection they come over."""
+class _Reader:
+    """Puts the response together from the events of a streamed chat completion."""
 
-    def __init__(self, request_id: str | None = None) -> None:
-        self._request_id = request_id
+    def __init__(self) -> None:
         self._text: list[str] = []
-        self._head: dict[str, Any] = {}
+        self._response: dict[str, Any] = {}
         self._finish_reason = ""
-        self._usage: Usage | None = None
-        self.images: tuple[PrunedImage, ...] = ()
-        self.seconds: Any = {}
-        self.ended = False
 
-    def take(self, line: str) -> str:
-        """The text that this line adds, often none. Raises APIStatusError where it tells of a failure."""
-        field, _, data = line.partition(":")
-        if field != "data":
-            return ""
-        if data.strip() == "[DONE]":
-            self.ended = True
-            return ""
-        try:
-            event = json.loads(data)
-            return self._event(event) if "error" not in event else self._fail(event["error"])
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise ResponseFormatError("The stream is not a covervlm server's.") from error
-
-    def answer(self) -> ChatAnswer:
-        """The whole answer. Raises APIConnectionError where the stream broke off before its end."""
-        if not self.ended or self._usage is None:
-            raise APIConnectionError("The stream broke off before the answer was complete.")
-        return ChatAnswer(
-            self._head["id"],
-            self._head["model"],
-            "".join(self._text),
-            self._finish_reason,
-            self._usage,
-            self.images,
-            self.seconds,
-        )
-
-    def _event(self, event: dict[str, Any]) -> str:
-        self._head = self._head or {"id": event["id"], "model": event["model"]}
-        if event.get("vision_pruning"):
-            self.images, self.seconds = read_pruning(event["vision_pruning"])
-        if event.get("usage"):
-            self._usage = Usage.read(event["usage"])
+    def take(self, event: Any) -> str:
+        """The text that this event adds, often none."""
+        known = {name: event[name] for name in ("vision_pruning", "usage") if event.get(name)}
+        self._response |= {"id": event["id"], "model": event["model"], **known}
         text = ""
         for choice in event["choices"]:
             if choice["index"] == 0:
@@ -66,20 +36,32 @@ class Reader:
         self._text.append(text)
         return text
 
-    def _fail(self, detail: dict[str, Any]) -> str:
-        raise stream_error(detail, self._request_id)
+    @property
+    def images(self) -> tuple[PrunedImage, ...]:
+        return read_pruning(self._response.get("vision_pruning"))[0]
+
+    def response(self) -> dict[str, Any]:
+        """What would have come unstreamed. Raises APIConnectionError where its last part, the usage, never came."""
+        if "usage" not in self._response:
+            raise APIConnectionError("The stream broke off before the answer was complete.")
+        message = {"message": {"content": "".join(self._text)}, "finish_reason": self._finish_reason}
+        return {**self._response, "choices": [message]}
 
 
-class _Progress:
-    """What both kinds of stream tell on the way and in the end."""
+class _Streamed:
+    """What both kinds of stream share: reading the answer once, and what has been read so far."""
 
-    _reader: Reader | None = None
-    _answer: ChatAnswer | None = None
+    def __init__(self, connection: Connection, make: Callable[[], Call[ChatAnswer]]) -> None:
+        self._connection = connection
+        self._make = make
+        self._reader = _Reader()
+        self._response: httpx.Response | None = None
+        self._answer: ChatAnswer | None = None
 
     @property
     def images(self) -> tuple[PrunedImage, ...]:
         """What was pruned, one report per image; known from the first piece on, empty before."""
-        return self._reader.images if self._reader else ()
+        return self._reader.images
 
     @property
     def answer(self) -> ChatAnswer:
@@ -88,83 +70,71 @@ class _Progress:
             raise RuntimeError("the stream has not been read to its end")
         return self._answer
 
+    async def _read(self) -> AsyncGenerator[str, None]:
+        call = await self._connection.http.run(self._make)
+        self._response = response = await self._connection.open(streamed(call))
+        async with aclosing(self._connection.events(response, self._reader.take)) as pieces:
+            async for piece in pieces:
+                if piece:
+                    yield piece
+        with format_errors("The stream"):
+            self._answer = replace(call.read(self._reader.response()), raw=None)
 
-class Stream(_Progress):
+    async def _close(self) -> None:
+        if self._response is not None:
+            await self._connection.http.close(self._response)
+
+
+class Stream(_Streamed):
     """Iterate over it once for pieces of text; the request is sent when that begins.
 
     Leaving the loop early ends the generation too, at once where the stream is used in a `with` block.
     """
 
-    def __init__(self, send: Callable[[], httpx.Response]) -> None:
-        self._send = send
-        self._pieces: Iterator[str] | None = None
-        self._response: httpx.Response | None = None
+    def __init__(self, connection: Connection, make: Callable[[], Call[ChatAnswer]]) -> None:
+        call = make()  # now, so that wrong arguments fail where they are given
+        super().__init__(connection, lambda: call)
+        self._pieces = iterated(self._read())
 
     def __iter__(self) -> Iterator[str]:
-        if self._pieces is None:
-            self._pieces = self._read()
         return self._pieces
 
     def close(self) -> None:
-        """Let go of the connection; the server stops generating."""
-        if self._response is not None:
-            self._response.close()
+        """Close the connection; the server stops generating."""
+        finished(self._close())
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _read(self) -> Iterator[str]:
-        self._response = response = self._send()
-        self._reader = reader = Reader(response.headers.get("x-request-id"))
-        try:
-            with connection_errors():
-                for line in response.iter_lines():
-                    if piece := reader.take(line):
-                        yield piece
-            self._answer = reader.answer()
-        finally:
-            response.close()
 
-
-class AsyncStream(_Progress):
+class AsyncStream(_Streamed):
     """Stream for `async for` and `async with`."""
 
-    def __init__(self, send: Callable[[], Awaitable[httpx.Response]]) -> None:
-        self._send = send
-        self._pieces: AsyncIterator[str] | None = None
-        self._response: httpx.Response | None = None
+    def __init__(self, connection: Connection, make: Callable[[], Call[ChatAnswer]]) -> None:
+        super().__init__(connection, make)
+        self._pieces = self._read()
 
     def __aiter__(self) -> AsyncIterator[str]:
-        if self._pieces is None:
-            self._pieces = self._read()
         return self._pieces
 
     async def close(self) -> None:
-        """Let go of the connection; the server stops generating."""
-        if self._response is not None:
-            await self._response.aclose()
+        """Close the connection; the server stops generating."""
+        await self._close()
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _read(self) -> AsyncIterator[str]:
-        self._response = response = await self._send()
-        self._reader = reader = Reader(response.headers.get("x-request-id"))
-        try:
-            with connection_errors():
-                async for line in response.aiter_lines():
-                    if piece := reader.take(line):
-                        yield piece
-            self._answer = reader.answer()
-        finally:
-            await response.aclose()
+
+def streaming(make: Callable[P, Call[ChatAnswer]]) -> Method[P, Stream, AsyncStream]:
+    """A method that returns the answer to the call that `make` makes as a stream."""
+
+    def stream(self: Any, *args: P.args, **kwargs: P.kwargs) -> Any:
+        return self._stream(self._connection, partial(make, *args, **kwargs))
+
+    return Method(stream, make, "The same, but streamed: `for piece in client.stream(...)`, or `async for`.")

@@ -10,33 +10,41 @@ import math
 import torch
 from torch import Tensor
 
-from covervlm.kernels.affinity_inputs import AffinityInputs
-
 _SPANS, _SMALLEST_SPAN = 3, 320
-"""How the vision product is cut: three spans skip a third of it; more would skip little else but cost a meeting of
-torch's threads each, which is long where the cores are shared, and shorter ones multiply at less than full speed."""
+"""How the vision product is cut. Three spans skip a third of it. More would skip little more, and after each span
+torch's threads wait for one another, which takes long on shared cores; short spans also multiply more slowly."""
 
 _SMALLEST_PLAIN_TAU = 1 / 60
-"""Scores are at most 1 / tau: from here on their exponentials fit float32 without subtracting a maximum."""
+"""Scores are at most 1 / tau: down to this tau their exponentials fit float32 without subtracting a maximum."""
 
 
-def affinity(inputs: AffinityInputs) -> Tensor:
-    """(B, m + n, n) float32 with contiguous columns; see `coverage_affinity`."""
-    batch, n, _ = inputs.tokens.shape
-    m = 0 if inputs.text is None else inputs.text.shape[1]
-    rows = m + (0 if inputs.features is None else n)
-    create = torch.zeros if inputs.ragged else torch.empty
-    columns = create(batch, n, rows)
-    for item in range(batch):
-        words, count = int(inputs.text_lengths[item]), int(inputs.token_lengths[item])
-        if inputs.text is not None and words:
-            text, tokens = inputs.text[item, :words], inputs.tokens[item, :count]
-            columns[item, :count, :words] = _text_rows(text, tokens, inputs.tau_text, inputs.check_finite).T
-        if inputs.features is not None:
-            features = inputs.features[item, :count].float()
-            features = features / _norms("features", features, inputs.check_finite)
-            out = columns[item, :count, m : m + count]
-            _write_vision_columns(features, inputs.tau_vision, inputs.alpha / count, out)
+def affinity(
+    text: Tensor | None,
+    tokens: Tensor,
+    features: Tensor | None,
+    text_lengths: Tensor,
+    token_lengths: Tensor,
+    *,
+    tau_text: float,
+    tau_vision: float,
+    alpha: float,
+    check_finite: bool,
+) -> Tensor:
+    """With contiguous columns; see `coverage_affinity.Backend`."""
+    batch, n, _ = tokens.shape
+    m = 0 if text is None else text.shape[1]
+    rows = m + (0 if features is None else n)
+    lengths = list(zip(text_lengths.tolist(), token_lengths.tolist(), strict=True))
+    padded = any(length != (m, n) for length in lengths)
+    columns = torch.zeros(batch, n, rows) if padded else torch.empty(batch, n, rows)
+    for item, (words, count) in enumerate(lengths):
+        if text is not None and words:
+            of_text = _text_rows(text[item, :words], tokens[item, :count], tau_text, check_finite)
+            columns[item, :count, :words] = of_text.T
+        if features is not None:
+            of_image = features[item, :count].float()
+            of_image = of_image / _norms("features", of_image, check_finite)
+            _write_vision_columns(of_image, tau_vision, alpha / count, columns[item, :count, m : m + count])
     return columns.mT
 
 

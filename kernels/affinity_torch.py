@@ -6,23 +6,32 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from covervlm.kernels.affinity_inputs import AffinityInputs
 
-
-def affinity(inputs: AffinityInputs) -> Tensor:
-    """(B, m + n, n) float32; see `coverage_affinity`."""
-    item_tokens = _real(inputs.tokens, inputs.token_lengths)
+def affinity(
+    text: Tensor | None,
+    tokens: Tensor,
+    features: Tensor | None,
+    text_lengths: Tensor,
+    token_lengths: Tensor,
+    *,
+    tau_text: float,
+    tau_vision: float,
+    alpha: float,
+    check_finite: bool,
+) -> Tensor:
+    """See `coverage_affinity.Backend`."""
+    item_tokens = _real(tokens, token_lengths)
     blocks = []
-    if inputs.text is not None:
-        words = _real(inputs.text, inputs.text_lengths)
-        z = _unit("text", inputs.text, words, inputs.check_finite)
-        x = _unit("tokens", inputs.tokens, item_tokens, inputs.check_finite)
-        rows = _softmax_rows(z, x, words, item_tokens, inputs.tau_text)
-        blocks.append(rows / inputs.text_lengths.clamp(min=1)[:, None, None])
-    if inputs.features is not None:
-        v = _unit("features", inputs.features, item_tokens, inputs.check_finite)
-        rows = _softmax_rows(v, v, item_tokens, item_tokens, inputs.tau_vision)
-        blocks.append(rows * (inputs.alpha / inputs.token_lengths)[:, None, None])
+    if text is not None:
+        words = _real(text, text_lengths)
+        z = _unit("text", text, words, check_finite)
+        x = _unit("tokens", tokens, item_tokens, check_finite)
+        rows = _softmax_rows(z, x, words, item_tokens, tau_text)
+        blocks.append(rows / text_lengths.clamp(min=1)[:, None, None])
+    if features is not None:
+        v = _unit("features", features, item_tokens, check_finite)
+        rows = _softmax_rows(v, v, item_tokens, item_tokens, tau_vision)
+        blocks.append(rows * (alpha / token_lengths)[:, None, None])
     return torch.cat(blocks, dim=1)
 
 

@@ -18,8 +18,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from covervlm.kernels.affinity_inputs import AffinityInputs
-
 OPTIONS = {"num_warps": 8, "num_stages": 3}
 """The compiler's options for both kernels."""
 
@@ -113,7 +111,7 @@ def softmax_kernel(  # type: ignore[no-untyped-def]
         column = start + tl.arange(0, BLOCK_COLUMNS)
         mask = (column[:, None] < count) & real[None, :]
         scores = tl.load(columns + column[:, None].to(tl.int64) * column_stride, mask=mask, other=float("-inf"))
-        # A row that is not real has no score at all; zero keeps its exponentials free of NaN.
+        # Rows beyond the item's own have no scores; a maximum of zero keeps NaN out of their exponentials.
         seen = tl.where(real, tl.maximum(highest, tl.max(scores, axis=0)), 0.0)
         total = total * tl.exp(tl.where(real, highest - seen, 0.0)) + tl.sum(tl.exp(scores - seen[None, :]), axis=0)
         highest = seen
@@ -127,49 +125,59 @@ def softmax_kernel(  # type: ignore[no-untyped-def]
         tl.store(place, weights, mask=(column[:, None] < n) & (row[None, :] < rows))
 
 
-def affinity(inputs: AffinityInputs) -> Tensor:
-    """(B, m + n, n) float32 with contiguous columns; see `coverage_affinity`."""
-    batch, n, _ = inputs.tokens.shape
-    m = 0 if inputs.text is None else inputs.text.shape[1]
-    rows = m + (0 if inputs.features is None else n)
-    device = inputs.tokens.device
+def affinity(
+    text: Tensor | None,
+    tokens: Tensor,
+    features: Tensor | None,
+    text_lengths: Tensor,
+    token_lengths: Tensor,
+    *,
+    tau_text: float,
+    tau_vision: float,
+    alpha: float,
+    check_finite: bool,
+) -> Tensor:
+    """With contiguous columns; see `coverage_affinity.Backend`."""
+    batch, n, _ = tokens.shape
+    m = 0 if text is None else text.shape[1]
+    rows = m + (0 if features is None else n)
     room = triton.cdiv(rows, 16) * 16
-    columns = torch.empty((batch, n, room), device=device)[:, :, :rows]
+    columns = torch.empty((batch, n, room), device=tokens.device)[:, :, :rows]
     if batch == 0:
         return columns.mT
     with torch.cuda.device_of(columns):
-        if inputs.text is not None:
-            text, tokens = _checked("text", inputs.text, inputs), _checked("tokens", inputs.tokens, inputs)
+        if text is not None:
+            text = _readable("text", text, text_lengths, check_finite)
+            tokens = _readable("tokens", tokens, token_lengths, check_finite)
             if text.dtype != tokens.dtype:
                 text, tokens = text.float(), tokens.float()
-            _write_scores(tokens, text, columns, inputs.tau_text, symmetric=False)
-        if inputs.features is not None:
-            features = _checked("features", inputs.features, inputs)
-            _write_scores(features, features, columns[:, :, m:], inputs.tau_vision, symmetric=True)
+            _write_scores(tokens, text, columns, tau_text, symmetric=False)
+        if features is not None:
+            features = _readable("features", features, token_lengths, check_finite)
+            _write_scores(features, features, columns[:, :, m:], tau_vision, symmetric=True)
         softmax_kernel[(triton.cdiv(rows, SOFTMAX_TILE["BLOCK_ROWS"]), batch)](
             columns,
-            inputs.text_lengths,
-            inputs.token_lengths,
+            text_lengths,
+            token_lengths,
             n,
             m,
             rows,
             columns.stride(0),
             columns.stride(1),
-            inputs.alpha,
+            alpha,
             **SOFTMAX_TILE,
             **OPTIONS,
         )
     return columns.mT
 
 
-def _checked(name: str, rows: Tensor, inputs: AffinityInputs) -> Tensor:
-    # Triton's interpreter, which alone sees CPU tensors, multiplies bfloat16 as if its bits were integers.
+def _readable(name: str, rows: Tensor, lengths: Tensor, check_finite: bool) -> Tensor:
+    # Triton's interpreter, which alone sees CPU tensors, multiplies the bits of bfloat16 as if they were integers.
     if rows.dtype == torch.float64 or (rows.dtype == torch.bfloat16 and not rows.is_cuda):
         rows = rows.float()
     if rows.stride(-1) != 1:
         rows = rows.contiguous()
-    if inputs.check_finite:
-        lengths = inputs.text_lengths if name == "text" else inputs.token_lengths
+    if check_finite:
         real = torch.arange(rows.shape[1], device=rows.device) < lengths[:, None]
         if not bool((rows.isfinite().all(dim=-1) | ~real).all()):
             raise ValueError(f"{name} must be finite, but holds NaN or infinity")

@@ -1,12 +1,25 @@
 """Which implementation of a kernel runs: by name, or the fastest one that the tensors' device has."""
 
 import os
-from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import torch
+
+_MODULES = {
+    "affinity": {
+        "torch": "covervlm.kernels.affinity_torch",
+        "cpu": "covervlm.kernels.affinity_cpu",
+        "triton": "covervlm.kernels.affinity_triton",
+    },
+    "greedy": {
+        "torch": "covervlm.kernels.greedy_torch",
+        "numba": "covervlm.kernels.greedy_numba",
+        "triton": "covervlm.kernels.greedy_triton",
+    },
+}
 
 _DEVICE = {"numba": "cpu", "cpu": "cpu", "triton": "cuda"}
 """The device type that a backend is made for; the others run anywhere."""
@@ -15,11 +28,14 @@ _PACKAGE = {"numba": "numba", "triton": "triton"}
 """The package that a backend needs besides torch."""
 
 
-def load_backend(modules: Mapping[str, str], name: str, device: torch.device) -> Any:
-    """The module in `modules` called `name`, imported; "auto" prefers one made for `device` to one that runs anywhere.
+@cache
+def load_backend(kernel: Literal["affinity", "greedy"], name: str, device: torch.device) -> Any:
+    """The module of `kernel` called `name`, imported; "auto" prefers one made for `device` to one that runs anywhere.
 
-    Raises ValueError for a name that does not exist or that cannot run on `device`.
+    Each answer is found once per process. Raises ValueError for a name that does not exist or that cannot run on
+    `device`.
     """
+    modules = _MODULES[kernel]
     if name == "auto":
         made_for_it = (b for b in modules if _DEVICE.get(b) == device.type and _installed(b))
         # Triton under torch's ROCm build is untested, and half of the kernels' options mean nothing there.

@@ -2,20 +2,38 @@
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from covervlm.kernels.affinity_inputs import AffinityInputs
 from covervlm.kernels.backends import load_backend
 
 Lengths = Sequence[int] | Tensor
 
-_BACKENDS = {
-    "torch": "covervlm.kernels.affinity_torch",
-    "cpu": "covervlm.kernels.affinity_cpu",
-    "triton": "covervlm.kernels.affinity_triton",
-}
+
+class Backend(Protocol):
+    """One way to compute the affinity; its arguments are checked and batched before it is called."""
+
+    def affinity(
+        self,
+        text: Tensor | None,
+        tokens: Tensor,
+        features: Tensor | None,
+        text_lengths: Tensor,
+        token_lengths: Tensor,
+        *,
+        tau_text: float,
+        tau_vision: float,
+        alpha: float,
+        check_finite: bool,
+    ) -> Tensor:
+        """The affinity (B, m + n, n) in float32, zero past the lengths of each item.
+
+        text: (B, m, d) with m > 0, or None. tokens: (B, n, d). features: (B, n, d_v), or None.
+        text_lengths, token_lengths: (B,) int64 on the tensors' device.
+        """
+        ...
 
 
 @torch.no_grad()
@@ -65,20 +83,19 @@ def coverage_affinity(
 
     x, z, v = tokens[None] if single else tokens, batched(text), batched(features)
     batch, n, _ = x.shape
-    inputs = AffinityInputs(
-        text=z,
-        tokens=x,
-        features=v,
-        text_lengths=_counts("text_lengths", text_lengths, batch, 0, 0 if z is None else z.shape[1], x.device),
-        token_lengths=_counts("token_lengths", token_lengths, batch, 1, n, x.device),
-        ragged=text_lengths is not None or token_lengths is not None,
-        tau_text=tau_text,
-        tau_vision=tau_vision,
-        alpha=alpha,
-        check_finite=check_finite,
-    )
+    implementation: Backend = load_backend("affinity", backend, x.device)
     with torch.autocast(x.device.type, enabled=False):
-        result: Tensor = load_backend(_BACKENDS, backend, x.device).affinity(inputs)
+        result = implementation.affinity(
+            z,
+            x,
+            v,
+            _counts("text_lengths", text_lengths, batch, 0, 0 if z is None else z.shape[1], x.device),
+            _counts("token_lengths", token_lengths, batch, 1, n, x.device),
+            tau_text=tau_text,
+            tau_vision=tau_vision,
+            alpha=alpha,
+            check_finite=check_finite,
+        )
     return result[0] if single else result
 
 

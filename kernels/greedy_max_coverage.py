@@ -9,12 +9,6 @@ from torch import Tensor
 
 from covervlm.kernels.backends import load_backend
 
-_BACKENDS = {
-    "torch": "covervlm.kernels.greedy_torch",
-    "numba": "covervlm.kernels.greedy_numba",
-    "triton": "covervlm.kernels.greedy_triton",
-}
-
 
 class Backend(Protocol):
     """One way to run the greedy; the edge rules are settled before it is called."""
@@ -80,7 +74,8 @@ def greedy_max_coverage(
         mask = torch.where(heeded[:, None], permitted, mask)
         wanted = torch.where(heeded, torch.minimum(wanted, left), wanted)
 
-    picks: Tensor = load_backend(_BACKENDS, backend, device).select(matrices, wanted, mask, width, check_finite)
+    implementation: Backend = load_backend("greedy", backend, device)
+    picks = implementation.select(matrices, wanted, mask, width, check_finite)
     if not single:
         return picks
     return picks[0] if allowed is None else picks[0, : int(wanted[0])]

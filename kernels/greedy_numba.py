@@ -1,10 +1,10 @@
-"""Lazy greedy on the CPU: a column's gain is computed anew only while its last known one could still win.
+"""Lazy greedy on the CPU: a column's gain is computed again only while its last known one could still win.
 
-Gains never grow as columns are picked, so an old gain is an upper bound (Minoux's accelerated greedy, CELF). A pick
-first evaluates the column that came second in the pick before, which is mostly near the top still, then, in memory's
-order, those whose bound reaches the best gain found so far. A heap of bounds would evaluate no fewer columns worth
-mentioning, and keeping it costs as much as evaluating them. Columns must be contiguous, and what `coverage_affinity`
-returns is laid out so. Items of a batch are shared out over as many threads as torch uses.
+Gains never grow as columns are picked, so an old gain is an upper bound (Minoux's accelerated greedy, CELF). Each pick
+first evaluates the column that came second in the previous one, which is usually still near the top, and then, in
+memory order, those whose bound reaches the best gain found so far. A heap of bounds would save hardly any evaluations,
+and maintaining it costs as much as they do. Columns must be contiguous, which is how `coverage_affinity` lays out its
+result. Items of a batch are spread over as many threads as torch uses.
 """
 
 import os
@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 _REORDER = {"reassoc", "nsz", "contract"}
-"""Licence to vectorise a sum; NaN and infinity keep their meaning."""
+"""Lets the compiler vectorise a sum; NaN and infinity keep their meaning."""
 
 
 def _compiled(fastmath: set[str] | bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def compile_lazily(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True, fastmath=fastmath)(function)
-        except RuntimeError:  # numba finds no directory to write its cache to; every process then compiles anew
+        except RuntimeError:  # numba finds no writable directory for its cache: every process compiles again
             compiled = numba.njit(nogil=True, fastmath=fastmath)(function)
         return compiled
 
@@ -35,7 +35,7 @@ def _compiled(fastmath: set[str] | bool = False) -> Callable[[Callable[..., Any]
 
 @_compiled(_REORDER | {"nnan"})
 def _gain(column, covered):  # type: ignore[no-untyped-def]
-    # Every gain is summed in this one order, so that equal columns get equal gains and no gain grows by rounding.
+    # All gains are summed in the same order, so that equal columns get equal gains and rounding makes no gain grow.
     total = np.float32(0)
     for i in range(covered.shape[0]):
         total += max(column[i] - covered[i], np.float32(0))
@@ -102,11 +102,11 @@ def _select_share(columns, counts, allowed, picks, check_finite, first, stride):
 
 
 @cache
-def _helpers() -> ThreadPoolExecutor:
+def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="greedy")
 
 
-os.register_at_fork(after_in_child=_helpers.cache_clear)  # a child has none of its parent's threads
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
 
 
 def select(affinity: Tensor, counts: Tensor, allowed: Tensor, width: int, check_finite: bool) -> Tensor:
@@ -115,7 +115,7 @@ def select(affinity: Tensor, counts: Tensor, allowed: Tensor, width: int, check_
     columns = affinity.mT.contiguous()
     shared = (columns.numpy(), counts.contiguous().numpy(), allowed.contiguous().numpy(), picks.numpy(), check_finite)
     threads = max(1, min(affinity.shape[0], torch.get_num_threads()))
-    rest = [_helpers().submit(_select_share, *shared, first, threads) for first in range(1, threads)]
+    rest = [_pool().submit(_select_share, *shared, first, threads) for first in range(1, threads)]
     finite = _select_share(*shared, 0, threads)
     if not all([finite, *(share.result() for share in rest)]):
         raise ValueError("affinity must be finite, but holds NaN or infinity")

@@ -1,11 +1,11 @@
 """Lazy greedy on CUDA: one launch picks for the whole batch, nothing waits for the host.
 
-An item's columns are shared out over programs. A program keeps an upper bound of every column's gain in registers and
+An item's columns are divided among programs. A program keeps an upper bound of every column's gain in registers and
 evaluates the group around its best bound, 16 columns or so as one tile, until its best bound is fresh. Programs of one
-item then tell each other their best column through a board in global memory, one int64 each, and all of them apply the
-winner to a copy of the row coverage of their own. Programs that wait for one another must be on the chip together, so
-the launch is cooperative and never larger than what the device surely holds; items that do not fit that way get fewer
-programs, in the end one each, and then nobody waits.
+item then tell each other their best column through a board in global memory, one int64 each, and each of them applies
+the winner to its own copy of the row coverage. Programs that wait for one another must be on the chip together, so the
+launch is cooperative and never larger than what the device is certain to hold; items that do not fit that way get fewer
+programs, in the end one each, and then none waits.
 
 Cost model. A pick is a chain of dependent steps, so time is about
 
@@ -19,9 +19,9 @@ with t_tile the time to read one tile of at most 64 KiB from L2 and sum it, and 
     (576, 64)     36 tiles for the first pick, then 4.5      1 tile per program and pick
     (576, 192)    36 tiles for the first pick, then 2.7      -
 
-An evaluation of single columns, one per step, would be about 1,200 dependent steps for (576, 64) where this takes 321
-with one program and 64 with many. Hence the rule of `plan`: as many programs per item as the device holds for the
-whole batch, since a tile per pick and an exchange beat several tiles in a row; full batches fall back to one program.
+Evaluating single columns, one per step, would take about 1,200 dependent steps for (576, 64); this takes 321 with one
+program and 64 with many. Hence the rule of `plan`: as many programs per item as the device holds for the whole batch,
+since one tile and one exchange per pick are quicker than several tiles in a row; full batches fall back to one program.
 At an assumed 1 to 2 microseconds each for t_tile and t_exchange, 64 picks are 0.13 to 0.26 ms whether one item or
 five are in the batch. That is a calculation, not a measurement: no GPU has run this yet.
 """

@@ -1,19 +1,116 @@
-"""The interface of a pruning method: tensors of one image in, indices of the kept tokens out.
+"""A pruning method: what it is given, what it returns, and the objective that measures its choice.
 
-A method implements `pick` alone. Checks, edge rules and the coverage that every method reports live here.
+A method implements `pick` alone. Checks, edge rules and the coverage that every method reports are here.
 """
 
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from covervlm.pruners.inputs import PruneInput, Selection
-from covervlm.pruners.objective import Objective
+from covervlm.kernels import coverage_affinity, greedy_max_coverage
+
+Rows = Literal["all", "text", "vision"]
+
+
+@dataclass(frozen=True, eq=False)
+class PruneInput:
+    """One image, or one crop of an image, as the pruning methods see it.
+
+    tokens: (n, d) projector outputs, any float dtype.
+    features: (n, d_v) vision features before the projector, any float dtype.
+    text: (m, d) input embeddings of the question's words; None or m = 0 where there is no question.
+    allowed: (n,) bool, False for patches that hold padding only; None means all are allowed.
+    grid: (rows, columns) with rows * columns = n, tokens in raster order; None where there is no grid.
+    cls_attention: (n,) attention of the CLS token, averaged over heads; present only if the method asks for it.
+    seed: randomness that a method may draw on, so that a selection depends on its request alone.
+    """
+
+    tokens: Tensor
+    features: Tensor
+    text: Tensor | None = None
+    allowed: Tensor | None = None
+    grid: tuple[int, int] | None = None
+    cls_attention: Tensor | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What a method keeps of one input.
+
+    indices: (k,) int64, ascending, so that kept tokens stay in raster order.
+    coverage: objective(kept) / objective(everything that may be kept), in [0, 1]; the objective is MMTok's
+        (arXiv 2508.18264), for every method, over the text that the method was shown and the image itself.
+    """
+
+    indices: Tensor
+    coverage: float
+
+
+class Objective:
+    """objective(S) = sum over rows of the largest affinity in the columns S (arXiv 2508.18264, section 3).
+
+    Inputs of equal shape share one batch, so that crops and video frames take one kernel call together.
+    """
+
+    def __init__(self, images: Sequence[PruneInput], *, tau_text: float, tau_vision: float, alpha: float) -> None:
+        self._images = images
+        self._batches: list[tuple[list[int], Tensor]] = []
+        shapes: dict[tuple[int, int], list[int]] = {}
+        for i, image in enumerate(images):
+            shapes.setdefault((_words(image), len(image.tokens)), []).append(i)
+        for (words, _), members in shapes.items():
+            affinity = coverage_affinity(
+                torch.stack([text for i in members if (text := images[i].text) is not None]) if words else None,
+                torch.stack([images[i].tokens for i in members]),
+                torch.stack([images[i].features for i in members]),
+                tau_text=tau_text,
+                tau_vision=tau_vision,
+                alpha=alpha,
+                check_finite=False,
+            )
+            self._batches.append((members, affinity))
+
+    def maximise(self, counts: Sequence[int], rows: Rows = "all") -> list[Tensor]:
+        """Greedy picks of every input, (count,) int64 in pick order, over all rows or one kind of them.
+
+        Without text there are vision rows only, and they stand in for text rows.
+        """
+        orders: dict[int, Tensor] = {}
+        for members, affinity in self._batches:
+            words = _words(self._images[members[0]])
+            if words and rows != "all":
+                affinity = affinity[:, :words] if rows == "text" else affinity[:, words:]
+            picks = greedy_max_coverage(
+                affinity, [counts[i] for i in members], allowed=self._allowed(members), check_finite=False
+            )
+            orders |= {i: order[: counts[i]] for i, order in zip(members, picks, strict=True)}
+        return [orders[i] for i in range(len(self._images))]
+
+    def coverage(self, orders: Sequence[Tensor]) -> list[list[float]]:
+        """For every input, objective(first picks) / objective(all allowed tokens) after each pick, in float64."""
+        curves: dict[int, list[float]] = {}
+        for members, affinity in self._batches:
+            for i, matrix in zip(members, affinity, strict=True):
+                reached = matrix[:, orders[i]].cummax(dim=1).values.sum(dim=0, dtype=torch.float64)
+                allowed = self._images[i].allowed
+                best = matrix.amax(dim=1) if allowed is None else matrix[:, allowed].amax(dim=1)
+                curves[i] = (reached / best.sum(dtype=torch.float64)).clamp(max=1.0).tolist()
+        return [curves[i] for i in range(len(self._images))]
+
+    def _allowed(self, members: Sequence[int]) -> Tensor | None:
+        masks = [self._images[i].allowed for i in members]
+        if all(mask is None for mask in masks):
+            return None
+        full = torch.ones(len(self._images[members[0]].tokens), dtype=torch.bool)
+        return torch.stack(
+            [full.to(self._images[members[0]].tokens.device) if mask is None else mask for mask in masks]
+        )
 
 
 @dataclass(frozen=True)
@@ -153,7 +250,7 @@ def _checked(pruner: Pruner, image: PruneInput, i: int) -> PruneInput:
         if len(got) != len(shape) or any(want not in (None, size) for want, size in zip(shape, got, strict=True)):
             wanted = ", ".join("*" if size is None else str(size) for size in shape)
             raise ValueError(f"{name} of input {i} has shape {got}, expected ({wanted})")
-        # A sum is finite only if all terms are, and far cheaper; it may overflow, so it is not the last word.
+        # The sum is the cheaper check: it is finite only if all terms are. It may overflow, so the terms decide.
         if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
             raise ValueError(f"{name} of input {i} contains NaN or infinity")
     if n == 0:
@@ -168,3 +265,7 @@ def _checked(pruner: Pruner, image: PruneInput, i: int) -> PruneInput:
         if int(image.allowed.sum()) in (0, n):
             return replace(image, allowed=None)
     return image
+
+
+def _words(image: PruneInput) -> int:
+    return 0 if image.text is None else len(image.text)

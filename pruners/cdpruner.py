@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from covervlm.pruners.base import Pruner, highest
-from covervlm.pruners.inputs import PruneInput
-from covervlm.pruners.objective import Objective
+from covervlm.pruners.base import Objective, PruneInput, Pruner, highest
 
 _RANK_TOLERANCE = 1e-10
 

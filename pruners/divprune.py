@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from covervlm.pruners.base import Pruner
-from covervlm.pruners.inputs import PruneInput
-from covervlm.pruners.objective import Objective
+from covervlm.pruners.base import Objective, PruneInput, Pruner
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from covervlm.pruners.base import Pruner
-from covervlm.pruners.inputs import PruneInput, Selection
+from covervlm.pruners.base import PruneInput, Pruner, Selection
 
 
 @dataclass(frozen=True)

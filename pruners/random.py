@@ -6,9 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from covervlm.pruners.base import Pruner, highest
-from covervlm.pruners.inputs import PruneInput
-from covervlm.pruners.objective import Objective
+from covervlm.pruners.base import Objective, PruneInput, Pruner, highest
 
 
 @dataclass(frozen=True)

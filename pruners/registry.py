@@ -1,14 +1,15 @@
 """Every pruning method by name; a method's module is imported when it is first asked for."""
 
+from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
 from covervlm.pruners.base import Pruner
 
 _METHODS: dict[str, tuple[str, str]] = {
-    "mmtok": ("covervlm.pruners.mmtok", "MMTok"),
-    "vision_coverage": ("covervlm.pruners.vision_coverage", "VisionCoverage"),
-    "text_coverage": ("covervlm.pruners.text_coverage", "TextCoverage"),
+    "mmtok": ("covervlm.pruners.coverage", "MMTok"),
+    "vision_coverage": ("covervlm.pruners.coverage", "VisionCoverage"),
+    "text_coverage": ("covervlm.pruners.coverage", "TextCoverage"),
     "divprune": ("covervlm.pruners.divprune", "DivPrune"),
     "cls_attention": ("covervlm.pruners.cls_attention", "CLSAttention"),
     "cdpruner": ("covervlm.pruners.cdpruner", "CDPruner"),
@@ -28,8 +29,12 @@ def nested_pruner_names() -> list[str]:
     return [name for name in _METHODS if _method(name).nested]
 
 
+@lru_cache(maxsize=256, typed=True)
 def get_pruner(name: str, **params: Any) -> Pruner:
-    """The method called `name` with its parameters; ValueError for a name or a parameter that does not exist."""
+    """The method called `name` with its parameters, all of them hashable; equal calls share one frozen instance.
+
+    Raises ValueError for a name or a parameter that does not exist, or for a value that the method cannot take.
+    """
     cls = _method(name)
     try:
         return cls(**params)

@@ -8,9 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from covervlm.pruners.base import Pruner
-from covervlm.pruners.inputs import PruneInput
-from covervlm.pruners.objective import Objective
+from covervlm.pruners.base import Objective, PruneInput, Pruner
 
 
 @dataclass(frozen=True)

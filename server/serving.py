@@ -2,27 +2,38 @@
 
 import asyncio
 import functools
+import gc
 import json
 import logging
+import os
 import shlex
 import signal
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
+import anyio.to_thread
 import uvicorn
 from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 
-from covervlm.server import logs
-from covervlm.server.api.draining import Drain
-from covervlm.server.app import create_app
+from covervlm.server.api.middleware.admission import Drain
+from covervlm.server.app import Application
 from covervlm.server.connection import Connection
 from covervlm.server.demo import example_scenes
 from covervlm.server.engines.registry import StartupError, build_engine
-from covervlm.server.settings import Settings, SettingsError
+from covervlm.server.settings import Settings, SettingsError, unknown_variables
+from covervlm.server.telemetry import logs
 
 log = logging.getLogger(__name__)
+
+_SHORT_WORK = 8
+"""Threads for what takes milliseconds and stays off the event loop, such as reading long bodies."""
+_FILES = 4
+"""Threads in which the framework reads the playground's files."""
+_BACKLOG = 128
+"""asyncio accepts up to this many connections in a row, and logs as many lines where no file can be opened."""
 
 
 class Server(uvicorn.Server):
@@ -57,21 +68,36 @@ class Server(uvicorn.Server):
 
 async def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises SettingsError or StartupError where that cannot begin."""
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(_SHORT_WORK, thread_name_prefix="short-work"))
+    anyio.to_thread.current_default_thread_limiter().total_tokens = _FILES
     logs.configure(settings.log_level, settings.log_format, content=settings.log_content)
+    for remark in unknown_variables(os.environ):
+        log.warning("%s", remark)
     disable_created_metrics()  # a second series beside every counter, which no dashboard reads
-    listener = _bind(settings)
+    listener = bind(settings)
     engine = build_engine(settings)
-    app = create_app(settings, engine)
-    config = server_config(app, settings)
+    application = Application(settings, engine)
+    config = server_config(application.app, settings)
     _load_certificate(config)
-    # Last, because it takes longest: all that is wrong elsewhere should be known by now.
+    # Last, because it takes longest: whatever else is wrong should be reported before.
     try:
-        await app.state.start()
+        await application.start()
     except StartupError:
         await engine.stop()
         raise
+    spare_what_is_loaded()
     greet = functools.partial(_greet, settings, _url(listener, "https" if config.is_ssl else "http"))
-    await Server(config, greet, app.state.drain, settings.drain_seconds).serve([listener])
+    await Server(config, greet, application.drain, settings.drain_seconds).serve([listener])
+
+
+def spare_what_is_loaded() -> None:
+    """Exclude the objects that exist now from garbage collections.
+
+    Walking half a million objects of models and packages would stop all threads for most of a second.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
@@ -83,6 +109,7 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
             Connection, receive_timeout=settings.receive_timeout, send_timeout=settings.send_timeout
         ),
         ws="none",
+        backlog=_BACKLOG,
         log_level=settings.log_level,
         server_header=False,
         log_config=None,
@@ -103,15 +130,20 @@ def _greet(settings: Settings, url: str) -> None:
 
 
 def banner(settings: Settings, url: str) -> str:
-    """What is printed once the server answers: its URL and, for the demo model, a request to paste."""
-    lines = ["", f"covervlm serves {settings.model_name} on {url}"]
-    if settings.model == "demo":
-        lines += ["Ask it about a picture, from another terminal:", "", example_request(settings.model_name, url)]
-    return "\n".join([*lines, ""])
+    """What is printed once the server answers: its URL, the page to try it out, and a request to paste."""
+    keys = bool(settings.key_hashes)
+    key = ", one of the server's keys in its COVERVLM_API_KEY" if keys else ""
+    lines = ["", f"covervlm serves {settings.model_name} on {url}", f"Try it in a browser: {url}/"]
+    lines += [f"Ask it about a picture, from another terminal{key}:", ""]
+    return "\n".join([*lines, example_request(settings.model_name, url, with_key=keys), ""])
 
 
-def example_request(model: str, url: str) -> str:
-    """A shell command that sends an example scene and its question, pruned to 64 of its 576 vision tokens."""
+def example_request(model: str, url: str, *, with_key: bool = False) -> str:
+    """A shell command that sends an example scene and its question, pruned to 64 vision tokens.
+
+    The server keeps only hashes of its keys, so a key is taken from the environment.
+    """
+    key = ' -H "Authorization: Bearer $COVERVLM_API_KEY"' if with_key else ""
     scene = example_scenes()[0]
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,PICTURE"}}
     body = {
@@ -124,14 +156,15 @@ def example_request(model: str, url: str) -> str:
     encode = f"base64 < {shlex.quote(str(scene.path))} | tr -d '\\n'"
     return (
         f"{{ printf %s {shlex.quote(before)}; {encode}; printf %s {shlex.quote(after)}; }} |\n"
-        f"  curl -s -w '\\n' {url}/v1/chat/completions -H 'Content-Type: application/json' -d @-"
+        f"  curl -s -w '\\n' {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d @-"
     )
 
 
-def _bind(settings: Settings) -> socket.socket:
+def bind(settings: Settings) -> socket.socket:
     """Take the port before the model is loaded: a port in use should be known at once."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # With its protocol, which connections inherit: asyncio sends without delay only where it is TCP by name.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))

@@ -1,16 +1,18 @@
 """Every option of the server, once: flags of `covervlm serve`, COVERVLM_* environment, optional TOML file."""
 
 import tomllib
+from collections.abc import Iterable
+from difflib import get_close_matches
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, ByteSize, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from covervlm.server.access import configured, read_key_file
-from covervlm.server.adaptive_budget import BudgetRange
+from covervlm.server.limits.adaptive_budget import BudgetRange
+from covervlm.server.limits.keys import configured, read_key_file
 
 MIB = 1024 * 1024
 MAX_PIXELS = 89_478_485
@@ -32,7 +34,7 @@ class TomlFile(PydanticBaseSettingsSource):
         if path is None:
             return {}
         try:
-            options = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            options = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise SettingsError(f"config file {path}: {error.strerror or error}") from None
         except ValueError as error:
@@ -40,173 +42,190 @@ class TomlFile(PydanticBaseSettingsSource):
         return {name.replace("-", "_"): value for name, value in options.items()}
 
 
+def _split(value: Any) -> Any:
+    items = value if isinstance(value, list | tuple) else [value]
+    parts = [part.strip() for item in items for part in str(item).strip("[]").split(",")]
+    return tuple(part for part in parts if part)
+
+
+Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Numbers = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split)]
+"""Lists on the command line and in the environment: separated by commas, or the option given several times."""
+
+
+SECTIONS = {
+    "model": "config",
+    "embeddings, labels and clusters": "clip_model",
+    "address, TLS and log": "host",
+    "keys and limits of each key": "api_key",
+    "pruning": "method",
+    "requests at once": "max_running",
+    "guide 'agent'": "agent_tokens",
+    "time limits": "receive_timeout",
+    "sizes": "max_inflight_bytes",
+    "images at URLs": "remote_media",
+}
+"""Titles over the options in the order of the fields, each with the first field that it stands over."""
+
+
 class Settings(BaseSettings):
     """Options of the server. Sizes take units, e.g. 512MiB."""
 
-    model_config = SettingsConfigDict(env_prefix="COVERVLM_", frozen=True, extra="forbid", protected_namespaces=())
-
-    config: Path | None = Field(
-        default=None, description="TOML file with these options; flags and environment win over it"
+    model_config = SettingsConfigDict(
+        env_prefix="COVERVLM_", frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
     )
 
-    model: str = Field(default="demo", min_length=1, description="the built-in 'demo', a local folder, or a hub id")
-    served_model_name: str | None = Field(
-        default=None, min_length=1, description="the name clients use; by default the hub id, or the folder's own name"
-    )
-    engine: str = Field(
-        default="auto", description="what runs the model: transformers, vllm, or auto for vllm where it has a CUDA GPU"
-    )
-    vllm_args: str = Field(
-        default="", description="further options for --engine vllm, e.g. --vllm-args='--tensor-parallel-size 2'"
-    )
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    config: Path | None = None
+    """TOML file with these options; flags and environment win over it"""
+
+    model: str = Field(default="demo", min_length=1)
+    """the built-in 'demo', a local folder, or a hub id"""
+    served_model_name: str | None = Field(default=None, min_length=1)
+    """the name clients use; by default the hub id, or the folder's own name"""
+    engine: str = "auto"
+    """what runs the model: transformers, vllm, or auto for vllm where it has a CUDA GPU"""
+    vllm_args: str = ""
+    """further options for --engine vllm, e.g. --vllm-args='--tensor-parallel-size 2'"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    threads: int | None = Field(default=None, ge=1, description="CPU threads of the model; by default torch decides")
+    """what the model computes in; auto is float32 on a CPU and the checkpoint's own on a GPU"""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of the model; by default torch decides"""
+    tool_format: Literal["hermes", "mistral", "llama3_json", "json"] | None = None
+    """how the model writes calls of functions; by default as its chat template does, where that takes functions"""
 
-    clip_model: str = Field(
-        default="auto",
-        min_length=1,
-        description="CLIP or SigLIP model of the embedding, zero-shot and clustering endpoints: demo, none, a local "
-        "folder or a hub id; auto is the demo's for the demo model and none otherwise",
-    )
-    data_dir: Path | None = Field(
-        default=None, description="folder of classifiers, sessions and jobs; by default covervlm in ~/.local/share"
-    )
+    clip_model: str = Field(default="auto", min_length=1)
+    """CLIP or SigLIP model of the embedding, classifying and clustering endpoints: demo, none, a local folder or a hub
+    id; auto is the demo's for the demo model and none otherwise"""
+    data_dir: Path | None = None
+    """folder of classifiers, streams, jobs and counted requests; by default covervlm in ~/.local/share"""
 
-    snapshot_images: int = Field(
-        default=64, ge=1, description="a zero-shot session is saved after so many images that its last save lacks"
-    )
-    snapshot_seconds: float = Field(
-        default=1.0, gt=0, allow_inf_nan=False, description="and so many seconds after the first of them at the latest"
-    )
+    snapshot_images: int = Field(default=64, ge=1)
+    """images after which a stream is saved"""
+    snapshot_seconds: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """most seconds that an image waits until its stream is saved"""
 
     host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free port")
-    ssl_certfile: Path | None = Field(default=None, description="TLS certificate chain in PEM; serves https")
-    ssl_keyfile: Path | None = Field(default=None, description="the certificate's private key, if not in its file")
+    """address to listen on; 0.0.0.0 means every address of this machine, which needs --api-key"""
+    allowed_hosts: Texts = ()
+    """host names that requests may use, e.g. vlm.example.com, or * for any; by default any, but only this machine's own
+    names where --host is a loopback address"""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """port to listen on; 0 takes a free one"""
+    ssl_certfile: Path | None = None
+    """TLS certificate chain in PEM; serves https"""
+    ssl_keyfile: Path | None = None
+    """the certificate's private key, if not in its file"""
     ssl_keyfile_password: SecretStr | None = None
+    """the private key's password, if it has one"""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["text", "json"] = Field(default="text", description="lines for people, or a JSON object each")
-    log_content: bool = Field(
-        default=False, description="write questions and all texts of exceptions into the log; by default neither"
-    )
+    """lines of this level and above are written"""
+    log_format: Literal["text", "json"] = "text"
+    """lines for people, or a JSON object each"""
+    log_content: bool = False
+    """write questions and all texts of exceptions into the log; by default neither"""
 
-    api_key: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(),
-        repr=False,
-        description="keys that callers need, plain or as sha256:HEX, comma-separated or repeated; by default none",
-    )
-    api_keys_file: Path | None = Field(default=None, description="more keys, one sha256:HEX a line, # for comments")
-    metrics_token: SecretStr | None = Field(default=None, description="what /metrics needs instead of an API key")
-    key_requests_per_minute: int | None = Field(default=None, ge=1, description="requests of one key a minute")
-    key_concurrent_requests: int | None = Field(default=None, ge=1, description="requests of one key at once")
-    key_images_per_minute: int | None = Field(default=None, ge=1, description="images and videos of one key a minute")
-    key_classifiers: int = Field(default=100, ge=0, description="zero-shot classifiers that one key may keep")
-    key_sessions: int = Field(default=100, ge=0, description="zero-shot sessions that one key may keep")
-    key_unfinished_jobs: int = Field(default=8, ge=1, description="jobs of one key that are queued or running at once")
-    key_stored_bytes: ByteSize = Field(
-        default=ByteSize(2 * 1024 * MIB), ge=0, description="disk space of one key's classifiers and sessions together"
-    )
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), description="web origins whose pages may call the API, e.g. https://app.example.com"
-    )
+    api_key: Texts = Field(default=(), repr=False)
+    """keys, one of which every caller needs, plain or as sha256:HEX, comma-separated or repeated; by default none"""
+    api_keys_file: Path | None = None
+    """more keys, one sha256:HEX a line, # for comments"""
+    metrics_token: SecretStr | None = None
+    """bearer token that /metrics takes in place of an API key"""
+    key_requests_per_minute: int | None = Field(default=None, ge=1)
+    """most requests of one key per minute"""
+    key_concurrent_requests: int | None = Field(default=None, ge=1)
+    """most requests of one key at once"""
+    key_images_per_minute: int | None = Field(default=None, ge=1)
+    """most images and videos of one key per minute"""
+    key_classifiers: int = Field(default=100, ge=0)
+    """most classifiers that one key may keep"""
+    key_streams: int = Field(default=100, ge=0)
+    """most streams that one key may keep"""
+    key_unfinished_jobs: int = Field(default=8, ge=1)
+    """most jobs of one key that are queued or running"""
+    key_stored_bytes: ByteSize = Field(default=ByteSize(2 * 1024 * MIB), ge=0)
+    """disk space of one key's classifiers and streams together"""
+    cors_origins: Texts = ()
+    """web origins whose pages may call the API, e.g. https://app.example.com"""
 
-    method: str = Field(default="mmtok", description="pruning method where a request names none")
-    keep_tokens: int | None = Field(
-        default=None, ge=1, description="vision tokens kept of each image where a request has no budget; by default all"
-    )
-    keep_ratio: float | None = Field(
-        default=None, gt=0, le=1, allow_inf_nan=False, description="the same as a share of each image's tokens"
-    )
-    adaptive_budget: str | None = Field(
-        default=None,
-        description="FLOOR:CEILING, e.g. 64:192: where a request has no budget, keep CEILING tokens of each image when "
-        "nobody waits and fewer as the queue grows, never less than FLOOR",
-    )
-    budget_aliases: Annotated[tuple[int, ...], NoDecode] = Field(
-        default=(192, 64, 16), description="budgets that /v1/models lists as MODEL:BUDGET, e.g. 192,64,16"
-    )
+    method: str = "mmtok"
+    """pruning method where a request names none: mmtok, vision_coverage, text_coverage, divprune, cls_attention,
+    cdpruner, random, uniform or none"""
+    keep_tokens: int | None = Field(default=None, ge=1)
+    """vision tokens kept of each image where a request has no budget; by default all"""
+    keep_ratio: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
+    """the same as a share of each image's tokens"""
+    adaptive_budget: str | None = None
+    """FLOOR:CEILING, e.g. 64:192: where a request has no budget, keep CEILING tokens of each image when nobody waits
+    and fewer as the queue grows, never less than FLOOR"""
+    anticipate: bool = False
+    """let --adaptive-budget keep fewer tokens ahead of a peak that past days and weeks foretell"""
+    budget_aliases: Numbers = (192, 64, 16)
+    """budgets that /v1/models lists as MODEL:BUDGET, e.g. 192,64,16"""
 
-    max_running: int = Field(default=32, ge=1, description="answers that decode at once")
-    max_waiting: int = Field(default=256, ge=1, description="requests that wait for a slot before others are refused")
-    feature_cache_bytes: ByteSize = Field(
-        default=ByteSize(512 * MIB), ge=0, description="memory for image features seen before; 0 turns the cache off"
-    )
+    max_running: int = Field(default=32, ge=1)
+    """answers that decode at once"""
+    max_waiting: int = Field(default=256, ge=1)
+    """requests that wait for a slot before others are refused"""
+    feature_cache_bytes: ByteSize = Field(default=ByteSize(512 * MIB), ge=0)
+    """memory for image features seen before; 0 turns the cache off"""
 
-    agent_tokens: int = Field(
-        default=16, ge=1, description="vision tokens of the first pass that guide 'agent' makes with the served model"
-    )
-    agent_url: str | None = Field(
-        default=None,
-        description="OpenAI-compatible base URL that answers for guide 'agent' instead, e.g. http://host/v1",
-    )
-    agent_model: str = Field(default="default", description="the model's name at --agent-url")
-    agent_api_key: SecretStr | None = Field(default=None, description="the key for --agent-url")
-    agent_timeout: float = Field(default=5.0, gt=0, description="seconds until a request goes on without its agent")
+    agent_tokens: int = Field(default=16, ge=1)
+    """vision tokens of the first pass that guide 'agent' makes with the served model"""
+    agent_url: str | None = None
+    """OpenAI-compatible base URL that answers for guide 'agent' instead, e.g. http://host/v1"""
+    agent_model: str = "default"
+    """the model's name at --agent-url"""
+    agent_api_key: SecretStr | None = None
+    """the key for --agent-url"""
+    agent_timeout: float = Field(default=5.0, gt=0)
+    """seconds until a request goes on without its agent"""
 
-    receive_timeout: float = Field(
-        default=60.0, gt=0, description="seconds that a request's head, and then its body, may take to arrive"
-    )
-    request_timeout: float = Field(
-        default=600.0,
-        gt=0,
-        description="seconds until a request is given up; the header X-Request-Timeout shortens it for one request",
-    )
-    send_timeout: float = Field(
-        default=60.0, gt=0, description="seconds that a client may leave unread what fills its connection"
-    )
-    drain_seconds: float = Field(
-        default=0.0,
-        ge=0,
-        description="after SIGTERM, seconds in which /ready is 503 and new requests are refused before connections "
-        "close, so that load balancers notice",
-    )
-    shutdown_timeout: int = Field(default=30, ge=0, description="seconds that running requests may take to end then")
-    max_inflight_bytes: ByteSize = Field(
-        default=ByteSize(4096 * MIB),
-        ge=1,
-        description="memory of the bodies and decoded images of all requests together; what comes beyond it is refused",
-    )
-    max_body_bytes: ByteSize = Field(default=ByteSize(64 * MIB), ge=1, description="largest request body")
-    max_image_bytes: ByteSize = Field(default=ByteSize(20 * MIB), ge=1, description="largest encoded image")
-    max_image_pixels: int = Field(
-        default=50_000_000, ge=1, le=MAX_PIXELS, description="most pixels of an image, width times height"
-    )
-    max_images: int = Field(default=8, ge=0, description="most images and videos in one request")
-    max_video_frames: int = Field(default=64, ge=1, description="most frames of a video")
-    max_video_bytes: ByteSize = Field(
-        default=ByteSize(48 * MIB), ge=1, description="largest video, all encoded frames together"
-    )
-    max_video_pixels: int = Field(
-        default=64_000_000, ge=1, description="most pixels of a video, frames times width times height"
-    )
-    remote_media: bool = Field(
-        default=True, description="fetch images at http(s) URLs, from public addresses only; --no-remote-media does not"
-    )
-    allowed_media_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), description="the only hosts to fetch from, e.g. img.example.com,.cdn.example.com; by default any"
-    )
-    allowed_media_networks: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), description="non-public networks to fetch from all the same, e.g. 10.1.0.0/16; by default none"
-    )
-    allowed_media_dir: Path | None = Field(
-        default=None, description="folder whose images callers may name as file:///...; by default none"
-    )
-    max_media_redirects: int = Field(default=3, ge=0, description="redirects followed for one image")
-    media_timeout: float = Field(default=10.0, gt=0, description="seconds until fetching an image is given up")
-    media_read_timeout: float = Field(
-        default=5.0, gt=0, description="seconds that a fetch may stand still before it is given up"
-    )
-    media_threads: int = Field(default=2, ge=1, description="threads that decode images")
-
-    @field_validator(
-        "budget_aliases", "allowed_media_hosts", "allowed_media_networks", "api_key", "cors_origins", mode="before"
-    )
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        items = value if isinstance(value, list | tuple) else [value]
-        parts = [part.strip() for item in items for part in str(item).strip("[]").split(",")]
-        return tuple(part for part in parts if part)
+    receive_timeout: float = Field(default=60.0, gt=0)
+    """seconds that a request's head, and then its body, may take to arrive; a long body has a second more for each
+    256 KiB"""
+    request_timeout: float = Field(default=600.0, gt=0)
+    """seconds until a request is given up; the header X-Request-Timeout shortens it for one request"""
+    send_timeout: float = Field(default=60.0, gt=0)
+    """seconds that a client may stop reading before its connection is closed"""
+    drain_seconds: float = Field(default=0.0, ge=0)
+    """after SIGTERM, seconds in which /ready is 503 and new requests are refused before connections close, so that
+    load balancers notice"""
+    shutdown_timeout: int = Field(default=30, ge=0)
+    """seconds that running requests then have to end"""
+    max_inflight_bytes: ByteSize = Field(default=ByteSize(4096 * MIB), ge=1)
+    """memory of the bodies and decoded images of all requests together; what comes beyond it is refused"""
+    max_body_bytes: ByteSize = Field(default=ByteSize(64 * MIB), ge=1)
+    """largest request body"""
+    max_image_bytes: ByteSize = Field(default=ByteSize(20 * MIB), ge=1)
+    """largest encoded image"""
+    max_image_pixels: int = Field(default=50_000_000, ge=1, le=MAX_PIXELS)
+    """most pixels of an image, width times height"""
+    max_images: int = Field(default=8, ge=0)
+    """most images and videos in one request"""
+    max_video_frames: int = Field(default=64, ge=1)
+    """most frames of a video"""
+    max_video_bytes: ByteSize = Field(default=ByteSize(48 * MIB), ge=1)
+    """largest video, all encoded frames together"""
+    max_video_pixels: int = Field(default=64_000_000, ge=1)
+    """most pixels of a video, frames times width times height"""
+    remote_media: bool = True
+    """fetch images at http(s) URLs, from public addresses only; --no-remote-media turns it off"""
+    allowed_media_hosts: Texts = ()
+    """the only hosts to fetch from, e.g. img.example.com,.cdn.example.com; by default any"""
+    allowed_media_networks: Texts = ()
+    """non-public networks to fetch from all the same, e.g. 10.1.0.0/16; by default none"""
+    allowed_media_dir: Path | None = None
+    """folder whose images callers may name as file:///...; by default none"""
+    max_media_redirects: int = Field(default=3, ge=0)
+    """redirects followed for one image"""
+    media_timeout: float = Field(default=10.0, gt=0)
+    """seconds until fetching an image is given up"""
+    media_read_timeout: float = Field(default=5.0, gt=0)
+    """seconds that a fetch may stand still before it is given up"""
+    media_threads: int = Field(default=2, ge=1)
+    """threads that decode images"""
 
     @field_validator("budget_aliases")
     @classmethod
@@ -218,7 +237,7 @@ class Settings(BaseSettings):
     @field_validator("api_key")
     @classmethod
     def _hashed(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        """From here on nothing of the server knows the keys themselves."""
+        """From here on the server knows only hashes of the keys."""
         return tuple(configured(key) for key in value)
 
     @model_validator(mode="after")
@@ -259,6 +278,12 @@ class Settings(BaseSettings):
             raise ValueError(f"{' and '.join(sorted(budgets, reverse=True))} are {len(budgets)} budgets; set one")
         return self
 
+    @model_validator(mode="after")
+    def _something_to_lower(self) -> Self:
+        if self.anticipate and self.adaptive_budget is None:
+            raise ValueError("anticipate needs adaptive_budget, e.g. 64:192: the budget that it lowers")
+        return self
+
     @field_validator("adaptive_budget")
     @classmethod
     def _range(cls, value: str | None) -> str | None:
@@ -289,6 +314,21 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlFile(settings_cls)
+
+
+def unknown_variables(names: Iterable[str]) -> list[str]:
+    """A remark on each variable whose name looks like one of our options but is not, with the nearest option."""
+    prefix = "COVERVLM_"
+    # The last is not an option of the server; commands and clients read it.
+    known = [*(field.upper() for field in Settings.model_fields), "BASE_URL"]
+    remarks = []
+    for name in sorted(set(names)):
+        rest = name.upper().removeprefix(prefix)
+        if name.upper().startswith(prefix) and rest not in known:
+            nearest = get_close_matches(rest, known, 1)
+            advice = f"; is it {prefix}{nearest[0]}?" if nearest else ""
+            remarks.append(f"{name} is not an option and changes nothing{advice}")
+    return remarks
 
 
 def one_line(error: ValidationError) -> str:

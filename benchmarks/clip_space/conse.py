@@ -1,8 +1,8 @@
 """A real image-text space from packages alone: an ImageNet classifier and a sentence encoder, joined by ConSE.
 
 An image's vector is the average of the ten likeliest ImageNet classes' name embeddings, weighted by their
-probabilities (ConSE, arXiv 1312.5650); a class's vector is the embedding of its text. It is not CLIP: nothing was ever
-trained on image and text together.
+probabilities (ConSE, arXiv 1312.5650); a class's vector is the embedding of its text. It is not CLIP: nothing in it
+was trained on images and text together.
 """
 
 import gzip
@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
+
+from clip_space.class_proxies import class_proxies
 
 PACKAGES = (
     "efficientnet-lite-pytorch==0.1.0",
@@ -77,8 +79,7 @@ class ConseSpace:
 
     def class_proxies(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
         """(384, K) unit columns: each name's mean over the templates."""
-        rows = self.texts([template.replace("{}", name) for name in names for template in templates])
-        return normalize(rows.unflatten(0, (len(names), len(templates))).mean(dim=1), dim=1).T.contiguous()
+        return class_proxies(self.texts, names, templates)
 
     @torch.inference_mode()
     def probabilities(self, images: Sequence[Image.Image], batch_size: int = 32) -> Tensor:
@@ -98,7 +99,7 @@ class ConseSpace:
 def fashion(n: int) -> tuple[list[Image.Image], Tensor]:
     """The first n test pictures of Fashion-MNIST and their classes. SystemExit where the data set is missing.
 
-    Dark on white, as catalogues and so ImageNet show such things.
+    Dark on white, as clothes look in catalogues and in ImageNet.
     """
     if not FASHION.is_dir():
         sys.exit(f"This benchmark needs Fashion-MNIST in {FASHION}:\n  apt-get install dataset-fashion-mnist")

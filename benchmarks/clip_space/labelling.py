@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from covervlm.server.clip.inmap import fit_vision_proxies
-from covervlm.server.clip.onzeta import OnlineZeroShot
+from covervlm.server.clip.methods.inmap import fit_vision_proxies
+from covervlm.server.clip.methods.onzeta import OnlineZeroShot
 
 ORDERS = 5
 METHODS = ("InMaP", "InMaP γ=0.5", "OnZeta")

@@ -62,7 +62,7 @@ SETS = {
 
 
 def scene_set(name: str, n: int) -> tuple[list[Image.Image], list[int], list[int]]:
-    """n pictures of a set with the indices of their shapes and colours, in an order that says nothing."""
+    """n pictures of a set with the indices of their shapes and colours, in random order."""
     chosen = SETS[name]
     first = FIRST_SEED["zero_shot"] + 100_000 * list(SETS).index(name)
     weights = 1 / np.arange(1, len(SHAPES) + 1) if chosen.tail else np.ones(len(SHAPES))

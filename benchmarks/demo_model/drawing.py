@@ -105,7 +105,7 @@ def draw_mask(shape: str, cx: float, cy: float, size: float, angle: float) -> Ma
 
 @cache
 def _noise_bank() -> np.ndarray:
-    """(512, 512, 3) noise that every background cuts its own part of; drawing fresh noise would be slow."""
+    """(512, 512, 3) noise from which every background cuts its own part; drawing fresh noise would be slow."""
     return np.random.default_rng(1234).standard_normal((512, 512, 3)).astype(np.float32)
 
 

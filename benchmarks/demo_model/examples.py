@@ -22,16 +22,15 @@ if __name__ == "__main__":
 import numpy as np
 from PIL import Image
 
-from covervlm.server.demo import model_path
-from covervlm.server.engines.base import (
+from covervlm.server.core.generation import (
     GenerationRequest,
     ImagePart,
     Message,
     PruningPolicy,
     SamplingParams,
-    TextPart,
 )
-from covervlm.server.engines.transformers import TransformersEngine, TransformersEngineConfig
+from covervlm.server.demo import model_path
+from covervlm.server.engines.embedded.engine import TransformersEngine, TransformersEngineConfig
 from demo_model.questions import Question, ask
 from demo_model.scenes import make_scene
 from demo_model.splits import FIRST_SEED
@@ -47,7 +46,7 @@ async def answers(engine: TransformersEngine, path: Path, question: str) -> list
     image = Image.open(path).convert("RGB")
     said = []
     for policy in POLICIES:
-        message = Message("user", (ImagePart(image, str(path)), TextPart(question)))
+        message = Message("user", (ImagePart(image, str(path)), question))
         request = GenerationRequest(str(path), (message,), SamplingParams(max_tokens=8, temperature=0.0), policy)
         said.append("".join([chunk.text async for chunk in engine.generate(request)]).strip())
     return said

@@ -37,7 +37,7 @@ def make_hard_scene(seed: int) -> Scene:
         thing = SceneObject(shape, color, cx, cy, size, float(rng.uniform(-12, 12)), draw_tint(rng), _draw_texture(rng))
         if any((shape, color) == (other.shape, other.color) for other in objects):
             continue
-        # Two centres this close would leave the place of the lower object to guess even if most of it shows.
+        # With two centres this close, one could only guess where the lower object is, even if most of it shows.
         if any(math.hypot(cx - o.cx, cy - o.cy) < 0.35 * (size + o.size) for o in objects):
             continue
         mask = thing.mask.full()

@@ -21,7 +21,7 @@ class PackedQuestions:
     """The text after each of B images; all (B, T) int64 but prefix.
 
     ids: tokens, padded. targets: the token to predict at each place, -100 where none is. owner: which question a
-    token belongs to, -1 for padding. offsets: places since the start of that question. prefix: what precedes the image.
+    token belongs to, -1 for padding. offsets: tokens since the start of that question. prefix: what precedes the image.
     """
 
     ids: Tensor

@@ -26,5 +26,5 @@ class Recipe:
     clip_validation_scenes: int = 400
 
     def scaled(self, factor: float) -> "Recipe":
-        """Every count times `factor`, at least 8: for trying the programs out, not for training."""
+        """Every count multiplied by `factor`, but at least 8: to try the programs out, not to train."""
         return Recipe(**{f.name: max(8, round(getattr(self, f.name) * factor)) for f in fields(self)})

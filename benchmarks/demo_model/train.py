@@ -1,4 +1,4 @@
-"""Train the built-in demo models from nothing: about 75 minutes on one CPU thread.
+"""Train the built-in demo models from scratch: about 75 minutes on one CPU thread.
 
     python benchmarks/demo_model/train.py --out DIR
 

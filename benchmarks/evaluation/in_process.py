@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from demo_model.questions import KINDS
 from torch import Tensor
 
-from covervlm.pruners import PruneInput, Pruner, get_pruner
-from covervlm.pruners.objective import Objective
-from covervlm.server.engines.base import ImagePart, Message, TextPart
-from covervlm.server.models.base import ImageTokens, Kept
-from covervlm.server.models.registry import Checkpoint, load_adapter
+from covervlm.pruners import Objective, PruneInput, Pruner, get_pruner
+from covervlm.server.core.generation import ImagePart, Message
+from covervlm.server.models.base import ImageTokens
+from covervlm.server.models.checkpoint import Checkpoint, load_adapter
 from evaluation.question_sets import Item, scene_of
 from evaluation.records import UNPRUNED, Cell
 
@@ -41,7 +40,7 @@ class InProcess:
 
     def __init__(self, model_path: Path | str, methods: Sequence[str]) -> None:
         self.adapter = load_adapter(Checkpoint(model_path))
-        params = self.adapter.pruner_params
+        params = self.adapter.architecture.pruner_params
         self.pruners = {name: get_pruner(name, **params.get(name, {})) for name in methods}
 
     @torch.inference_mode()
@@ -71,25 +70,25 @@ class InProcess:
 
     def _prompts(self, item: Item, cells: Sequence[Cell], image: ImageTokens) -> Iterator[_Scored]:
         """The item's prompt with the right answer, for every cell."""
-        message = Message("user", (ImagePart(scene_of(item.set, item.seed).image, item.key), TextPart(item.question)))
+        message = Message("user", (ImagePart(scene_of(item.set, item.seed).image, item.key), item.question))
         prompt = self.adapter.tokenize([message])
         tokenizer = self.adapter.chat.tokenizer
         answer = tokenizer(f" {item.answer}", add_special_tokens=False).input_ids
         answer_ids = torch.tensor([*answer, tokenizer.eos_token_id])
         for cell, positions in self._keep(item, cells, image):
-            assembled = self.adapter.assemble(prompt, [Kept(image, positions)])
-            embeddings = torch.cat([assembled.embeddings, self.adapter.embeddings(answer_ids)])
+            embeddings, _ = self.adapter.assemble(prompt, [image], [positions])
+            embeddings = torch.cat([embeddings, self.adapter.embeddings(answer_ids)])
             yield _Scored(item, cell, embeddings, answer_ids)
 
     def _keep(self, item: Item, cells: Sequence[Cell], image: ImageTokens) -> Iterator[tuple[Cell, Tensor | None]]:
         """The kept positions of every cell; None for the unpruned image."""
-        (region,) = image.regions
+        (part,) = image.layout.parts
         with_question = PruneInput(
             tokens=image.tokens,
-            features=region.features,
+            features=image.features,
             text=self.adapter.question_embeddings(item.question),
-            grid=region.grid,
-            cls_attention=region.cls_attention,
+            grid=part.grid,
+            cls_attention=image.cls_attention,
             seed=question_seed(item),
         )
         budgets: dict[str, list[int]] = defaultdict(list)
@@ -125,5 +124,5 @@ def selections(pruner: Pruner, seen: PruneInput, counts: Sequence[int]) -> dict[
 
 
 def question_seed(item: Item) -> int:
-    """The seed of methods that draw lots: another one for every question, the same over HTTP and in process."""
+    """The seed of methods that choose at random: different for every question, the same over HTTP and in process."""
     return item.seed * len(KINDS) + KINDS.index(item.kind)

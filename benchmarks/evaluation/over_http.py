@@ -37,7 +37,7 @@ class OverHTTP:
         return self.model
 
     async def answer(self, item: Item, cell: Cell) -> str:
-        """The server's answer to one question, blanks at its ends removed."""
+        """The server's answer to one question, without blanks at its ends."""
         pruning: dict[str, object] = {"method": cell.method}
         if cell.method != UNPRUNED:
             pruning["keep_tokens"] = cell.keep

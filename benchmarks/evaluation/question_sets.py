@@ -41,10 +41,10 @@ def scene_of(set_name: str, seed: int) -> Scene:
 def question_set(
     set_name: str, count: int, kinds: Sequence[str] = DEFAULT_KINDS, *, split: str = "evaluation"
 ) -> list[Item]:
-    """`count` questions in equal numbers per kind (the first kinds get one more where it does not divide).
+    """`count` questions, equally many of each kind (the first kinds get one more if the count does not divide).
 
-    Which question a scene gives does not depend on `count`, so a longer list starts with the shorter one of each
-    kind. Scenes of even seed give a yes/no question whose answer is yes, those of odd seed one whose answer is no.
+    Which question is asked about a scene does not depend on `count`, so for each kind a longer list starts with the
+    shorter one. About scenes of even seed the yes/no question has the answer yes, about those of odd seed no.
     Raises ValueError for kinds that the set's scenes cannot answer.
     """
     wanted = {kind: count // len(kinds) + (i < count % len(kinds)) for i, kind in enumerate(kinds)}
@@ -53,7 +53,7 @@ def question_set(
     items: list[Item] = []
     seed = FIRST_SEED[SPLITS[split][set_name]]
     while any(wanted.values()):
-        # Laid out only, not painted: a scene is painted when someone looks at its image.
+        # Only laid out: a scene is painted when its image is first used.
         found = ask(SETS[set_name](seed), np.random.default_rng(seed))
         for kind in kinds:
             fitting = [q for q in found if q.kind == kind]

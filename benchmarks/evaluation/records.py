@@ -1,4 +1,4 @@
-"""Results of single questions in a JSON-lines file, so that an interrupted run goes on where it stopped."""
+"""Results of single questions in a JSON-lines file, so that an interrupted run continues where it stopped."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -59,7 +59,7 @@ class Records:
         return self._known[key]
 
     def add(self, question: str, cell: Cell, correct: bool, answer: str | None = None) -> None:
-        """Append one answer, at once on disk."""
+        """Append one answer and write it to disk at once."""
         record = Record(self.model, self.asked, question, cell.method, cell.keep, correct, answer)
         self._known[question, cell] = record
         self._file.write(json.dumps(asdict(record)) + "\n")

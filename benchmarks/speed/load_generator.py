@@ -17,14 +17,14 @@ DRIVER = Path(__file__).with_name("guidellm_driver.py")
 NATURAL_LIMIT = 16
 """The longest answer, in tokens, where answers may end by themselves."""
 GRACE_SECONDS = 60
-"""How long guidellm may take beside the measurement itself before it is given up."""
+"""How much longer than the measurement itself guidellm may take before it is ended."""
 
 
 @dataclass(frozen=True)
 class Load:
     """Closed loop: `concurrency` requests at any time. Open loop: arrivals of a Poisson process, `rate` a second.
 
-    Closed loops stop at the last of `requests` answers with the loop still full; open ones wait for all.
+    Closed loops stop when `requests` answers have arrived, with the loop still full; open ones wait for all answers.
     """
 
     requests: int

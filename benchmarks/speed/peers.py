@@ -60,7 +60,7 @@ def _served(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[
 
 
 def _free_port() -> int:
-    """A port that was free a moment ago: neither server can be told to choose one and say which."""
+    """A port that was free a moment ago, since neither server can choose a free one itself and report it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

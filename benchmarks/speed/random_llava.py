@@ -4,7 +4,7 @@
 
 The demo model's language model is smaller than its tower, so pruning saves it little. Here, as in LLaVA-1.5-7B, nearly
 all the work is the language model's. The weights are seeded: the same command writes the same model anywhere. Answers
-are nonsense of full length; nothing but speed can be learnt from them.
+are nonsense of full length and show nothing but speed.
 """
 
 import argparse

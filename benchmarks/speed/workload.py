@@ -25,7 +25,7 @@ class Asked:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Tells which request an answer belongs to."""
+        """Identifies the request that an answer belongs to."""
         return hashlib.sha256(self.image.encode()).hexdigest(), self.question
 
 

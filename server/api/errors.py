@@ -1,10 +1,11 @@
-"""Every failure as an answer in OpenAI's error schema; nothing of the server's inside shows in it."""
+"""Every failure in its API's error schema, OpenAI's or Anthropic's, without internal details of the server."""
 
+import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,16 +15,22 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
-from covervlm.server.access import RateLimited
-from covervlm.server.engines.base import EngineError, EngineOverloaded, EngineUnavailable, InvalidRequest
-from covervlm.server.resources import ResourceError
+from covervlm.server.api.exchange import event
+from covervlm.server.core.errors import (
+    EngineError,
+    EngineOverloaded,
+    EngineUnavailable,
+    InvalidRequest,
+    RateLimited,
+    ResourceError,
+)
 
 logger = logging.getLogger("covervlm.api")
 
 MODEL_NOT_FOUND = "model_not_found"
 UNSUPPORTED_PARAMETER = "unsupported_parameter"
 UNAVAILABLE_SECONDS = 5
-"""When to ask again a server that loads, stops or has failed: time for a balancer to choose another replica."""
+"""Retry-After of a server that loads, stops or has failed: time for a load balancer to choose another replica."""
 
 
 class ErrorDetail(BaseModel):
@@ -36,13 +43,42 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """The body of every response that is no success."""
+    """The body of every response that reports a failure."""
 
     error: ErrorDetail
 
 
+class MessagesErrorDetail(BaseModel):
+    type: str
+    message: str
+
+
+class MessagesErrorBody(BaseModel):
+    """The same in the words of Anthropic's API, for its paths."""
+
+    type: Literal["error"]
+    error: MessagesErrorDetail
+    request_id: str
+
+
+MESSAGES = "/v1/messages"
+"""Where Anthropic's API begins."""
+_ANTHROPICS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
 RESPONSES: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
 """How routes document their failures."""
+MESSAGES_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": MessagesErrorBody},
+    "5XX": {"model": MessagesErrorBody},
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +96,23 @@ class Failure:
     def response(self) -> JSONResponse:
         return JSONResponse(self.body, self.status, headers=dict(self.headers))
 
+    def messages_body(self, request_id: str) -> dict[str, Any]:
+        """For Anthropic's API, whose errors name the field in their message alone."""
+        kind = _ANTHROPICS.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+        message, param = self.detail.message, self.detail.param
+        if param is not None and f"'{param}'" not in message:
+            message = f"{param}: {message}"
+        error = MessagesErrorDetail(type=kind, message=message)
+        return MessagesErrorBody(type="error", error=error, request_id=request_id).model_dump()
+
+
+class InvalidBody(HTTPException):
+    """A body that is refused; an HTTPException, because the framework takes any other for a bug of its own parser."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.status)
+        self.failure = failure
+
 
 def failure(
     status: int,
@@ -76,7 +129,7 @@ def failure(
 
 
 def describe(error: Exception, request_id: str) -> Failure:
-    """The failure that the caller is told of; what the caller cannot mend is logged and told by its request id."""
+    """The failure to answer with; one that is the server's own is logged, and names only the request id."""
     match error:
         case InvalidRequest():
             status = 404 if error.code == MODEL_NOT_FOUND else 400
@@ -93,31 +146,49 @@ def describe(error: Exception, request_id: str) -> Failure:
             headers = {"Retry-After": str(UNAVAILABLE_SECONDS)}
             return failure(503, str(error), code="engine_unavailable", headers=headers)
         case MemoryError():
-            logger.error("request %s found no memory", request_id, exc_info=error)
+            logger.error("request %s failed for lack of memory", request_id, exc_info=error)
             message = "There is not enough memory for this request right now; send it again later."
             return failure(503, message, code="engine_overloaded", headers={"Retry-After": str(UNAVAILABLE_SECONDS)})
         case EngineError():
             logger.error("request %s failed in the engine: %s", request_id, error)
             return failure(500, str(error), code="engine_error")
     logger.error("request %s failed", request_id, exc_info=error)
-    return failure(500, f"The server failed to answer this request. Its id is {request_id}.", code="internal_error")
+    return failure(500, f"The server failed to answer; report the request's id, {request_id}.", code="internal_error")
 
 
 def respond(failure: Failure, scope: Scope) -> JSONResponse:
     """The failure as a response, its code noted for the request's line in the log."""
     scope["state"]["record"].error = failure.detail.code
-    return failure.response()
+    if not speaks_messages(scope):
+        return failure.response()
+    body = failure.messages_body(scope["state"]["request_id"])
+    return JSONResponse(body, failure.status, headers=dict(failure.headers))
+
+
+def last_event(failure: Failure, scope: Scope) -> str:
+    """The failure at the end of a stream that has begun."""
+    if speaks_messages(scope):
+        return event(json.dumps(failure.messages_body(scope["state"]["request_id"])), "error")
+    return event(json.dumps(failure.body))
+
+
+def speaks_messages(scope: Scope) -> bool:
+    return bool(scope["path"] == MESSAGES or scope["path"].startswith(f"{MESSAGES}/"))
 
 
 def install(app: FastAPI) -> None:
-    """Give the app handlers for everything but bugs, which the outermost middleware answers."""
+    """Install the handlers of expected failures; unexpected exceptions are answered by the outermost middleware."""
 
     async def engine_error(request: Request, error: Exception) -> Response:
         return respond(describe(error, request.state.request_id), request.scope)
 
     async def validation_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return respond(_validation(error.errors()[0], error.body), request.scope)
+        return respond(validation_failure(error.errors()[0]), request.scope)
+
+    async def invalid_body(request: Request, error: Exception) -> Response:
+        assert isinstance(error, InvalidBody)
+        return respond(error.failure, request.scope)
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -125,6 +196,7 @@ def install(app: FastAPI) -> None:
 
     app.add_exception_handler(EngineError, engine_error)
     app.add_exception_handler(RequestValidationError, validation_error)
+    app.add_exception_handler(InvalidBody, invalid_body)
     app.add_exception_handler(HTTPException, http_error)
 
 
@@ -143,13 +215,12 @@ def _http(request: Request, error: HTTPException) -> Failure:
     return failure(error.status_code, str(error.detail), headers=error.headers)
 
 
-def _validation(error: Mapping[str, Any], body: Any) -> Failure:
-    kind, message = str(error["type"]), str(error["msg"])
-    param = parameter_name(error["loc"][1:], body)
-    if kind == "json_invalid":
-        where = f"{error['ctx']['error']} at character {error['loc'][-1]}"
-        return failure(400, f"The body is not valid JSON: {where}.", code="invalid_json")
-    if param is None and kind in ("missing", "model_attributes_type", "dict_type", "model_type"):
+def validation_failure(error: Mapping[str, Any]) -> Failure:
+    """The failure for a pydantic error, whose location begins with "body", "query" or the like."""
+    kind, message = str(error["type"]), str(error["msg"]).removeprefix("Value error, ")
+    _, *location = error["loc"]
+    param = parameter_name(location)
+    if param is None and kind in ("missing", "dict_type", "model_type", "model_attributes_type"):
         message = "The body must be a JSON object, sent with Content-Type: application/json."
         return failure(400, message, code="invalid_json")
     if kind == "missing":
@@ -158,23 +229,24 @@ def _validation(error: Mapping[str, Any], body: Any) -> Failure:
         return failure(400, f"Unknown parameter: '{param}'.", param=param, code="unknown_parameter")
     if kind == UNSUPPORTED_PARAMETER:
         return failure(400, message, param=param, code=kind)
-    text = message.removeprefix("Value error, ")
+    if kind == "model_type":
+        message = "should be an object"
+    text = f"{message[:1].lower()}{message[1:]}".replace(" after validation", "")
     code = "invalid_type" if kind.endswith("_type") else "invalid_value"
-    return failure(400, f"Invalid '{param or 'body'}': {text[:1].lower()}{text[1:]}.", param=param, code=code)
+    return failure(400, f"Invalid '{param or 'body'}': {text}.", param=param, code=code)
 
 
-def parameter_name(location: Sequence[str | int], body: Any) -> str | None:
+def parameter_name(location: Sequence[str | int]) -> str | None:
     """A validation error's location as a path into the body, e.g. messages[0].content[1].image_url.url.
 
-    pydantic also names the branches of unions; what the body does not have is such a branch, except at the end,
-    where it is the missing field itself.
+    pydantic also names the branches of unions, which the bodies' types have tags like <text> for.
     """
-    name, value = "", body
-    for depth, step in enumerate(location):
-        if isinstance(step, int) and isinstance(value, list) and step < len(value):
-            name, value = f"{name}[{step}]", value[step]
-        elif isinstance(step, str) and isinstance(value, dict) and (step in value or depth == len(location) - 1):
-            name, value = f"{name}.{step}" if name else step, value.get(step)
+    name = ""
+    for step in location:
+        if isinstance(step, int):
+            name = f"{name}[{step}]"
+        elif not step.startswith("<"):
+            name = f"{name}.{step}" if name else step
     return name[:200] or None
 
 

@@ -1,11 +1,12 @@
 """Talk with a model about a picture; answers stream in as they are made.
 
-Without a QUESTION it is a conversation; Ctrl-D or /quit ends it. The built-in demo model was taught single questions
-only, and is asked each on its own. Examples:
+Without a QUESTION it is a conversation; Ctrl-D or /quit ends it. The built-in demo model knows single questions only,
+and so each is asked on its own. Examples:
 
     covervlm chat photo.jpg
     covervlm chat photo.jpg "What color is the bus?" --keep 64
     covervlm chat --url http://host:8000 photo.jpg
+    covervlm chat photo.jpg "What is in it?" --schema thing.json --json
 """
 
 import argparse
@@ -19,33 +20,32 @@ from pathlib import Path
 from typing import Any
 
 from covervlm.clients import APIStatusError, ChatAnswer, Client, Message, assistant, user
-from covervlm.server.cli.arguments import add_budget, budget_of, count
-from covervlm.server.cli.asked_server import add_server_arguments, asked_server
-from covervlm.server.cli.problems import CommandError
+from covervlm.server.cli.arguments import add_budget, budget_of, count, read_file, schema_file
+from covervlm.server.cli.connect import add_server_arguments, connect
+from covervlm.server.cli.errors import CommandError
 
 HELP = """/keep N        keep N vision tokens of the picture from now on; /keep all prunes nothing
 /method NAME   choose the pruning method
-/image FILE    begin anew with another picture
-/quit          end, as Ctrl-D does; Ctrl-C stops an answer"""
+/image FILE    start over with another picture
+/quit          end the conversation, as Ctrl-D does; Ctrl-C stops an answer"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", nargs="?", type=Path, metavar="IMAGE", help="a PNG, JPEG, WebP, GIF or BMP file")
-    parser.add_argument("question", nargs="?", metavar="QUESTION", help="ask only this, and end")
+    parser.add_argument("question", nargs="?", metavar="QUESTION", help="ask only this one question")
     add_budget(parser, default="default: the server's own budget")
-    parser.add_argument(
-        "--max-tokens", type=count, metavar="N", help="longest answer (default: what the context has room for)"
-    )
+    parser.add_argument("--max-tokens", type=count, metavar="N", help="tokens of an answer (default: all that fit)")
     parser.add_argument("--temperature", type=float, metavar="T", default=0.0, help="0 is greedy (default: 0)")
-    parser.add_argument("--forget", action="store_true", help="ask every question without those before it")
+    parser.add_argument("--schema", type=schema_file, metavar="FILE", help="a JSON schema that answers follow")
+    parser.add_argument("--forget", action="store_true", help="ask every question on its own")
     parser.add_argument("--json", action="store_true", help="print each answer as a line of JSON")
     add_server_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    picture = None if arguments.image is None else _read(arguments.image)
-    sampling = {"max_tokens": arguments.max_tokens, "temperature": arguments.temperature}
-    with asked_server(arguments) as client:
+    picture = None if arguments.image is None else read_file(arguments.image)
+    sampling = {name: getattr(arguments, name) for name in ("max_tokens", "temperature", "schema")}
+    with connect(arguments) as client:
         forgets = arguments.forget or client.models()[0].id == "demo"
         talk = Conversation(client, budget_of(arguments) | sampling, arguments.json, forgets, picture)
         if arguments.question is not None:
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 @dataclass
 class Conversation:
-    """What has been said about a picture so far, and how the next question is asked."""
+    """The picture, what has been said about it so far, and the options of the next question."""
 
     client: Client
     options: dict[str, Any]
@@ -66,7 +66,7 @@ class Conversation:
     messages: list[Message] = field(default_factory=list)
 
     def ask(self, question: str) -> None:
-        """Ask, and print the answer as it comes. One that was stopped or refused is no part of the conversation."""
+        """Ask, and print the answer as it comes. A question without a whole answer is left out of the conversation."""
         pictures = [self.picture] if self.picture is not None and not self.messages else []
         asked = [*self.messages, user(question, *pictures)]
         start, first = time.perf_counter(), None
@@ -82,22 +82,21 @@ class Conversation:
         self._report(stream.answer, first)
 
     def follow(self, command: str) -> bool:
-        """Do what a line that begins with / says; False where that is to end. Raises CommandError."""
+        """Carry out a line that begins with /; False where it ends the conversation. Raises CommandError."""
         name, _, value = command.partition(" ")
         value = value.strip()
         if name == "/quit":
             return False
         if name == "/image" and value:
-            self.picture, self.messages = _read(Path(value)), []
+            self.picture, self.messages = read_file(Path(value)), []
         elif name == "/method" and value:
             self.options["method"] = value
         elif name == "/keep" and (value == "all" or (value.isdecimal() and int(value) > 0)):
             self.options |= {"keep_tokens": None, "keep_ratio": None, "coverage": None}
             self.options |= {"keep_ratio": 1.0} if value == "all" else {"keep_tokens": int(value)}
         else:
-            raise CommandError(
-                f"{command!r} is no command; there are /keep N, /keep all, /method NAME, /image FILE, /quit"
-            )
+            commands = "/keep N, /keep all, /method NAME, /image FILE, /quit"
+            raise CommandError(f"{command!r} is not a command; the commands are {commands}")
         return True
 
     def _report(self, answer: ChatAnswer, first: float | None) -> None:
@@ -114,7 +113,7 @@ class Conversation:
 
 
 def _converse(talk: Conversation) -> None:
-    """Questions and commands from the terminal, or line by line from a file, where the first mistake is the last."""
+    """Read questions and commands from the terminal; or from a file, where the first failure ends the command."""
     person = sys.stdin.isatty()
     if person:
         with contextlib.suppress(ImportError):
@@ -139,10 +138,3 @@ def _converse(talk: Conversation) -> None:
             if not person:
                 raise
             print(error, file=sys.stderr)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CommandError(f"{path}: {error.strerror or error}") from None

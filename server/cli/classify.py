@@ -1,19 +1,22 @@
-"""Label pictures by the names of classes alone, or with a classifier that the server has learned.
+"""Label pictures by the names of classes alone, or with a classifier, which `covervlm train` makes.
 
 Examples:
 
     covervlm classify *.jpg --classes "cat,dog,a person on a bicycle"
     covervlm classify photos/ --classes @names.txt --top 3 --json
+    covervlm classify photos/ --classifier birds.safetensors --abstain-below 0.9
 """
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from covervlm.clients import BadRequestError, Classification, Client
-from covervlm.clients.progress import progress_bar
-from covervlm.server.cli.arguments import blame, count, names, pictures
-from covervlm.server.cli.asked_server import add_server_arguments, asked_server
+from covervlm.clients import Classification, Client
+from covervlm.clients.jobs import progress_bar
+from covervlm.server.cli.arguments import Taken, count, names, pictures
+from covervlm.server.cli.connect import add_server_arguments, connect
 
 AT_ONCE = 32
 """Pictures in one request."""
@@ -22,10 +25,11 @@ AT_ONCE = 32
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files, or folders of pictures")
     kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--classes", type=names, metavar="A,B,C", help="names to choose from, or @FILE with one a line")
-    kind.add_argument("--classifier", metavar="NAME", help="a classifier that the server keeps")
+    kind.add_argument("--classes", type=names, metavar="A,B,C", help="names to choose from, or @FILE with one per line")
+    kind.add_argument("--classifier", metavar="NAME", help="a classifier on the server, or its downloaded file")
+    parser.add_argument("--top", type=count, metavar="N", default=1, help="likeliest classes to print (default: 1)")
     parser.add_argument(
-        "--top", type=count, metavar="N", default=1, help="how many of the likeliest to tell (default: 1)"
+        "--abstain-below", type=float, metavar="P", default=0.0, help="print ? for labels of less confidence than this"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     add_server_arguments(parser, clip=True)
@@ -33,29 +37,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     paths = pictures(arguments.images)
-    with asked_server(arguments) as client, progress_bar() as move:
-        found: list[Classification] = []
+    taken = Taken()
+    found: list[tuple[Path, Classification]] = []
+    with connect(arguments) as client, progress_bar() as move, stored(client, arguments.classifier) as classifier:
+
+        def labels(some: list[Path]) -> list[Classification]:
+            if not some:
+                return []
+            return client.classify(
+                some,
+                arguments.classes,
+                classifier=classifier,
+                top=arguments.top,
+                abstain_below=arguments.abstain_below,
+            )
+
         for start in range(0, len(paths), AT_ONCE):
             move(start / len(paths), f"{start} of {len(paths)} pictures")
-            found += _labels(client, paths[start : start + AT_ONCE], arguments)
+            found += zip(*taken.ask(paths[start : start + AT_ONCE], labels, fewest=0), strict=True)
     if arguments.json:
         labelled = [
             {
                 "image": str(path),
                 "label": one.label,
-                "probability": one.probability,
+                "confidence": one.confidence,
+                "margin": one.margin,
+                "abstained": one.abstained,
                 "top": [{"label": label, "probability": probability} for label, probability in one.top],
             }
-            for path, one in zip(paths, found, strict=True)
+            for path, one in found
         ]
         print(json.dumps({"images": labelled}))
+    else:
+        for path, one in found:
+            unsure = "?\t" if one.abstained else ""
+            print(f"{path}\t{unsure}" + "\t".join(f"{label} {probability:.3f}" for label, probability in one.top))
+    taken.end()
+
+
+@contextmanager
+def stored(client: Client, classifier: str | None) -> Iterator[str | None]:
+    """The classifier's name on the server; one in a file is there for as long as the block runs."""
+    if classifier is None or not Path(classifier).is_file():
+        yield classifier
         return
-    for path, one in zip(paths, found, strict=True):
-        print(f"{path}\t" + "\t".join(f"{label} {probability:.3f}" for label, probability in one.top))
-
-
-def _labels(client: Client, paths: list[Path], arguments: argparse.Namespace) -> list[Classification]:
+    card = client.classifiers.upload("from-a-file", Path(classifier))
     try:
-        return client.classify(paths, arguments.classes, classifier=arguments.classifier, top=arguments.top)
-    except BadRequestError as error:
-        raise blame(error, paths) from None
+        yield f"{card.name}@{card.version}"
+    finally:
+        client.classifiers.delete(f"{card.name}@{card.version}")

@@ -1,4 +1,4 @@
-"""Group pictures by an aspect that you name: the same pictures form other groups by "color" than by "shape".
+"""Group pictures by an aspect that you name: by "color", the same pictures form other groups than by "shape".
 
 Examples:
 
@@ -8,12 +8,14 @@ Examples:
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
-from covervlm.clients import BadRequestError, Client, Clustering
-from covervlm.server.cli.arguments import blame, count, names, pictures
-from covervlm.server.cli.asked_server import add_server_arguments, asked_server
-from covervlm.server.cli.problems import USAGE, CommandError
+from covervlm.clients import Client, Clustering
+from covervlm.server.cli.arguments import Taken, count, names, parameter, pictures
+from covervlm.server.cli.connect import add_server_arguments, connect
+from covervlm.server.cli.errors import USAGE, CommandError
+from covervlm.server.clip.methods.registry import method_names
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--words", type=names, metavar="A,B,C", help="its values, or @FILE (default: ask the model)")
     parser.add_argument("--subject", help='what the pictures show, e.g. "fruit"')
     parser.add_argument("--clusters", type=count, metavar="N", help="how many groups (default: as many as fit best)")
-    parser.add_argument("--method", choices=["multi_map", "multi_sub", "clip_kmeans"], help="(default: multi_map)")
+    methods = method_names("group")
+    parser.add_argument("--method", choices=methods, help=f"(default: {methods[0]})")
+    parser.add_argument(
+        "--set", nargs="*", action="extend", type=parameter, metavar="NAME=VALUE", help="parameters of the method"
+    )
     parser.add_argument("--prompt", help='sentence that ends in * for the value, e.g. "a photo of something *"')
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -32,9 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     paths = pictures(arguments.images)
     if len(paths) < 2:
-        raise CommandError("there is one picture only; groups are made of at least two", USAGE)
-    with asked_server(arguments) as client:
-        found = _clusters(client, paths, arguments)
+        raise CommandError("there is only one picture; give at least two to group", USAGE)
+    taken = Taken()
+    with connect(arguments) as client:
+        paths, found = taken.ask(paths, lambda some: _clusters(client, some, arguments), fewest=2)
     members: list[list[str]] = [[] for _ in found.clusters]
     for path, label in zip(paths, found.labels, strict=True):
         members[label].append(str(path))
@@ -44,26 +51,27 @@ def run(arguments: argparse.Namespace) -> None:
             {"name": cluster.name, "size": cluster.size, "images": images}
             for cluster, images in zip(found.clusters, members, strict=True)
         ]
-        print(json.dumps({**about, "clusters": groups}))
-        return
-    for cluster, images in zip(found.clusters, members, strict=True):
-        print(f"{cluster.name}: {cluster.size}", *images, sep="\n  ")
+        print(json.dumps({**about, "warnings": found.raw.get("warnings", []), "clusters": groups}))
+    else:
+        for cluster, images in zip(found.clusters, members, strict=True):
+            print(f"{cluster.name}: {cluster.size}", *images, sep="\n  ")
+        for remark in found.raw.get("warnings", []):
+            print(remark, file=sys.stderr)
+    taken.end()
 
 
 def _clusters(client: Client, paths: list[Path], arguments: argparse.Namespace) -> Clustering:
-    try:
-        job = client.cluster(
-            paths,
-            arguments.aspect,
-            words=arguments.words,
-            subject=arguments.subject,
-            clusters=arguments.clusters,
-            method=arguments.method,
-            prompt=arguments.prompt,
-            seed=arguments.seed,
-        )
-    except BadRequestError as error:
-        raise blame(error, paths) from None
+    job = client.cluster(
+        paths,
+        arguments.aspect,
+        words=arguments.words,
+        subject=arguments.subject,
+        clusters=arguments.clusters,
+        method=arguments.method,
+        prompt=arguments.prompt,
+        parameters=dict(arguments.set) if arguments.set else None,
+        seed=arguments.seed,
+    )
     try:
         return client.jobs.wait(job, progress=True)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Chooses the subcommand, and turns its failures into one line and an exit status."""
+"""Runs the chosen subcommand, and turns its failures into one line and an exit status."""
 
 import argparse
 import os
@@ -8,21 +8,23 @@ from importlib import import_module
 from importlib.metadata import version
 from types import ModuleType
 
-from covervlm.server.cli.problems import FAILED, INTERRUPTED, CommandError
+from covervlm.server.cli.errors import FAILED, INTERRUPTED, CommandError
 
 COMMANDS: Mapping[str, str] = {
     "serve": "serve a model over HTTP",
     "chat": "talk with a model about a picture",
     "prune": "draw which vision tokens a question keeps",
-    "classify": "label pictures by names alone",
+    "classify": "label pictures by names alone, or with a classifier",
+    "train": "train a classifier on labelled pictures",
     "cluster": "group pictures by an aspect that you name",
+    "extract": "turn a folder of pictures into a table",
     "bench": "measure a running server, pruned and unpruned",
     "version": "print the version",
 }
-"""Each is a module of this package with `add_arguments(parser)` and `run(arguments)`."""
+"""Each is a module of this package with the functions `add_arguments(parser)` and `run(arguments)`."""
 
 _EPILOG = """exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
-Without --url, commands load a model of their own; set COVERVLM_BASE_URL to always ask a running server."""
+Without --url, a command loads a model of its own. Set COVERVLM_BASE_URL to ask a running server every time."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,15 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = next((word for word in words if word in COMMANDS), None)
     try:
         for name, summary in COMMANDS.items():
-            module = _module(name) if name == chosen else None
-            command = commands.add_parser(
-                name,
-                help=summary,
-                description=module.__doc__ if module else None,
-                formatter_class=argparse.RawDescriptionHelpFormatter,
-            )
-            if module is not None:
-                module.add_arguments(command)
+            command = commands.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
+            if name == chosen:
+                command.description = _module(name).__doc__
+                _module(name).add_arguments(command)
         parsed = parser.parse_args(words)
         _module(parsed.command).run(parsed)
         sys.stdout.flush()
@@ -60,13 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read the output, e.g. head, has enough; Python must not complain about it at exit.
+        # The reader of the output, e.g. head, has closed it; Python must not complain about that at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
 def _module(command: str) -> ModuleType:
-    # One at a time, because what `serve` needs is not there where only the client is installed.
+    # Only the chosen one, because what `serve` imports is missing where only the client is installed.
     return import_module(f"covervlm.server.cli.{command}")
 
 

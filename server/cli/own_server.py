@@ -1,7 +1,8 @@
-"""A server inside the command's own process, on a free loopback port, for nobody else: its key is drawn by lot."""
+"""A server inside the command's own process, on a free loopback port; its random API key keeps everybody else out."""
 
 import asyncio
 import logging
+import os
 import secrets
 import socket
 import sys
@@ -12,11 +13,10 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 
 import uvicorn
-from pydantic import ValidationError
 
-from covervlm.server.cli.problems import USAGE, CommandError
+from covervlm.server.cli.errors import startup_errors
 from covervlm.server.engines.registry import StartupError, build_engine
-from covervlm.server.settings import Settings, SettingsError, one_line
+from covervlm.server.settings import Settings, unknown_variables
 
 _FIXED = {
     "api_keys_file": None,
@@ -27,23 +27,21 @@ _FIXED = {
     "request_timeout": 86_400.0,
     "shutdown_timeout": 5,
 }
-"""Whatever the environment says: the pictures are on this machine already, and only one person waits."""
+"""They override the environment: limits that protect a shared server only get in a single user's way."""
 
 
 @contextmanager
 def own_server(options: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Serves until the block ends; gives the URL and the key. The environment's COVERVLM_* options apply too.
+    """Serves until the block ends; gives the URL and the key. The environment's COVERVLM_* settings apply too.
 
-    Raises CommandError where the model cannot be loaded.
+    Raises CommandError where the settings are wrong or the model cannot be loaded.
     """
+    for remark in unknown_variables(os.environ):
+        print(f"covervlm: {remark}", file=sys.stderr)
     key = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="covervlm-") as folder:
-        try:
+        with startup_errors():
             settings = Settings(**{**options, **_FIXED, "api_key": (key,), "data_dir": folder})  # type: ignore[arg-type]
-        except ValidationError as error:
-            raise CommandError(one_line(error), USAGE) from None
-        except SettingsError as error:
-            raise CommandError(str(error), USAGE) from None
         logging.getLogger("covervlm").setLevel(logging.ERROR)
         if not sys.stderr.isatty():
             from transformers.utils.logging import disable_progress_bar
@@ -52,7 +50,9 @@ def own_server(options: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         server = _Server(settings)
         server.start()
         try:
-            yield f"http://127.0.0.1:{server.port()}", key
+            with startup_errors():
+                port = server.port()
+            yield f"http://127.0.0.1:{port}", key
         finally:
             server.stop()
 
@@ -67,13 +67,8 @@ class _Server(threading.Thread):
         self._server: uvicorn.Server | None = None
 
     def port(self) -> int:
-        """Waits until requests are answered. Raises CommandError where that cannot be."""
-        try:
-            return self._port.result()
-        except SettingsError as error:
-            raise CommandError(str(error), USAGE) from None
-        except StartupError as error:
-            raise CommandError(str(error)) from None
+        """Waits until requests are answered. Raises SettingsError or StartupError where that fails."""
+        return self._port.result()
 
     def stop(self) -> None:
         if self._server is not None:
@@ -88,22 +83,22 @@ class _Server(threading.Thread):
                 self._port.set_exception(error)
 
     async def _serve(self) -> None:
-        from covervlm.server.app import create_app
+        from covervlm.server.app import Application
         from covervlm.server.serving import server_config
 
         engine = build_engine(self._settings)
-        app = create_app(self._settings, engine)
+        application = Application(self._settings, engine)
         try:
-            await app.state.start()
+            await application.start()
         except StartupError:
             await engine.stop()
             raise
-        self._server = server = uvicorn.Server(server_config(app, self._settings))
+        self._server = server = uvicorn.Server(server_config(application.app, self._settings))
         with socket.create_server(("127.0.0.1", 0)) as listener:
             serving = asyncio.ensure_future(server.serve([listener]))
             while not server.started and not serving.done():
                 await asyncio.sleep(0.01)
             if not server.started:
-                raise StartupError("the server did not start")
+                raise StartupError("the server did not start; `covervlm serve` with the same options shows why")
             self._port.set_result(listener.getsockname()[1])
             await serving

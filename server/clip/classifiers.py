@@ -1,28 +1,45 @@
-"""Owners' named classifiers: learned in a job (InMaP), uploaded, handed out, deleted."""
+"""Owners' named classifiers: learned in a job, uploaded, used, downloaded, deleted."""
 
 import asyncio
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from covervlm.server.clip.batched_encoder import BatchedEncoder
-from covervlm.server.clip.classifier_file import ClassifierFile, read_classifier
-from covervlm.server.clip.inmap import fit_vision_proxies
-from covervlm.server.clip.jobs import JobError, JobRunner, Reporter, Work, encoding
-from covervlm.server.clip.quotas import Quotas, name_taken
-from covervlm.server.clip.tensors import BadTensors, read_embeddings
+from covervlm.server.clip.choice import BASELINES, Candidate, candidates, choose
+from covervlm.server.clip.classifier_file import ClassifierFile, on_cpu, read_classifier, sharpened
+from covervlm.server.clip.encoder.batched import BatchedEncoder, image_bytes
+from covervlm.server.clip.labels import Labels
+from covervlm.server.clip.methods.contracts import Diverged, Examples, Fit, Head, Network, Progress
+from covervlm.server.clip.methods.registry import method_class
+from covervlm.server.clip.numbered_labels import Numbered, numbered, shares
+from covervlm.server.clip.quotas import Quotas
+from covervlm.server.clip.report import report
+from covervlm.server.clip.tensors import BadTensors, check_embeddings, read_embeddings
 from covervlm.server.clip.uploads import Uploads
-from covervlm.server.engines.base import InvalidRequest
-from covervlm.server.resources import Conflict, NotFound
-from covervlm.server.store import NameTaken, Store
-from covervlm.server.store.records import Classifier, Job
+from covervlm.server.core.caller import Caller
+from covervlm.server.core.errors import Conflict, Damaged, InvalidRequest, NotFound
+from covervlm.server.jobs.runner import JobError, JobRunner, Reporter, Work
+from covervlm.server.store import Store
+from covervlm.server.store.records import Artifact, JobRecord
+
+log = logging.getLogger(__name__)
+
+Learn = Callable[[Examples, Progress], ClassifierFile]
+"""From features and the classes' text."""
 
 MOST_SCORES = 2**29
 """Images times classes of one fit, which takes four bytes for each: 2 GiB."""
+
+
+Probabilities = Literal["softmax", "sigmoid"]
+"""Shares of 1 that the classes of an image compete for, or the probability of each class by itself."""
 
 
 class Classifiers:
@@ -41,107 +58,245 @@ class Classifiers:
 
     async def fit(
         self,
-        owner: str,
+        caller: Caller,
         name: str,
         *,
-        classes: Sequence[str],
         templates: Sequence[str],
-        images: Sequence[Image],
-        embeddings: bytes | None,
-        uploads: Sequence[str],
+        classes: Sequence[str] | None = None,
+        images: Sequence[Image] = (),
+        rows: np.ndarray | None = None,
+        embeddings: bytes | None = None,
+        uploads: Sequence[str] = (),
+        labels: Labels | None = None,
+        label_map: Mapping[str, str] | None = None,
+        prior: Mapping[str, float] | None = None,
         parameters: Mapping[str, Any],
-    ) -> Job:
-        """Start a job that learns a classifier from images or embeddings. Nothing of them is written to disk."""
-        self._quotas.check_classifier(self._store, owner, name)
-        parts = [self._uploads.get(owner, upload) for upload in uploads]
+        method: str = "inmap",
+        seed: int = 0,
+    ) -> JobRecord:
+        """Start a job that learns a classifier from images or embeddings. Nothing of them is written to disk.
+
+        Examples come in the order images, rows (n, d), uploads, embeddings. With `labels`, the method is judged on
+        held-out examples, by which it also chooses those of its parameters that are not given.
+        """
+        owner = caller.owner
+        await self._store.soon(self._quotas.check_classifier, self._store, owner)
+        parts = []
+        if rows is not None:
+            parts.append(check_embeddings(torch.from_numpy(rows), self._encoder.dimensions))
+        parts += [self._uploads.get(owner, upload) for upload in uploads]
         if embeddings is not None:
             parts.append(await asyncio.to_thread(read_embeddings, embeddings, self._encoder.dimensions))
-        if (len(images) + sum(map(len, parts))) * len(classes) > MOST_SCORES:
+        count = len(images) + sum(map(len, parts))
+        taught = None
+        if labels is not None:
+            if len(labels.labels) != count:
+                message = f"There are {count} images and embeddings, but {len(labels.labels)} labels."
+                raise InvalidRequest(message, param="labels", code="invalid_value")
+            taught = await asyncio.to_thread(numbered, labels, classes=classes, label_map=label_map or {})
+            classes = taught.classes
+        classes = list(classes or ())
+        if count * len(classes) > MOST_SCORES:
             message = f"Images times classes may be {MOST_SCORES} at most; learn from fewer images."
             raise InvalidRequest(message, param="images", code="invalid_value")
         text = await self._batched.class_proxies(owner, classes, templates)
-        about = {"classes": list(classes), "templates": list(templates), "parameters": dict(parameters)}
+        expected = None if prior is None else shares(prior, classes)
+        about = {"classes": classes, "templates": list(templates), "model": self._model, "images": count, "seed": seed}
+        if taught is None:
+            learner = cast(Fit[Head], method_class("fit", method)(**parameters))
+            about |= {"method": method, "parameters": asdict(learner)}
+            learn: Learn = functools.partial(self._unlabelled, learner, about)
+        else:
+            about |= {"label_map": dict(label_map or {}), "prior": None if prior is None else dict(prior)}
+            among = candidates(method, parameters)
+            learn = functools.partial(self._labelled, among, taught, expected, about)
 
         def work(job: str) -> Work:
-            return functools.partial(self._fit, owner, name, job, about, text, list(images), parts)
+            return functools.partial(self._fit, owner, name, job, learn, text, list(images), parts)
 
-        return await self._jobs.submit(owner, "classifier", work)
+        size = image_bytes(images) + sum(part.nbytes for part in parts)
+        return await self._jobs.submit(caller, "classifier", work, method=method, size=size)
 
     def _fit(
         self,
         owner: str,
         name: str,
         job: str,
-        about: Mapping[str, Any],
+        learn: Learn,
         text: Tensor,
         images: list[Image],
         parts: list[Tensor],
         report: Reporter,
     ) -> None:
         """In the jobs' thread."""
-        if images:
-            parts = [*parts, self._batched.in_batches(self._encoder.embed_pixels, images, encoding(report, images))]
-        features = torch.cat(parts)
         before = 0.5 if images else 0.0
-        total = int(about["parameters"]["iterations"])
-        last = {"iteration": 0, "gradient_norm": 0.0}
+        if images:
+            parts = [self._batched.in_batches(self._encoder.embed_pixels, images, report), *parts]
+        features = torch.cat(parts)
+        last: dict[str, float] = {}
 
-        def progress(iteration: int, norm: float) -> None:
-            last.update(iteration=iteration, gradient_norm=norm)
-            share = before + (1 - before) * 0.99 * iteration / total
-            report(share, phase="fitting", iteration=iteration, iterations=total, gradient_norm=norm)
+        def progress(share: float, /, **figures: float) -> None:
+            last.update(figures)
+            report(before + (1 - before) * 0.99 * share, phase="fitting", **figures)
 
         device = self._encoder.device
-        fitted = fit_vision_proxies(features.to(device), text.to(device), progress=progress, **about["parameters"])
-        report(1.0, phase="done", iterations=total, **last)
-        file = ClassifierFile(
-            classes=list(about["classes"]),
-            proxies=fitted.cpu(),
-            temperature=about["parameters"]["tau_vision"],
-            fingerprint=self._encoder.fingerprint,
-            about={**about, "method": "inmap", "images": len(features), "model": self._model, **last},
+        try:
+            file = learn(Examples(features.to(device), text.to(device)), progress)
+        except Diverged as error:
+            raise JobError("diverged", f"{str(error).capitalize()}.") from None
+        report(1.0, phase="done", **last)
+        self._keep(owner, name, file, job=job, progress=report.progress)
+
+    def _unlabelled(
+        self, learner: Fit[Head], about: Mapping[str, Any], examples: Examples, progress: Progress
+    ) -> ClassifierFile:
+        last: dict[str, float] = {}
+
+        def told(share: float, /, **figures: float) -> None:
+            last.update(figures)
+            progress(share, **figures)
+
+        head = learner.fit(examples, progress=told)
+        return self._file({**about, **last}, head)
+
+    def _labelled(
+        self,
+        among: tuple[Candidate, ...],
+        taught: Numbered,
+        prior: Tensor | None,
+        about: Mapping[str, Any],
+        examples: Examples,
+        progress: Progress,
+    ) -> ClassifierFile:
+        device, seed = examples.features.device, about["seed"]
+        groups = None if taught.groups is None else taught.groups.to(device)
+        examples = replace(examples, labels=taught.labels.to(device), groups=groups)
+        choice = choose(
+            examples,
+            among,
+            beside=BASELINES,
+            prior=prior,
+            temperature=self._encoder.temperature,
+            seed=seed,
+            progress=progress,
         )
-        try:
-            self._store.add_classifier(owner, name, file.description(), file.pack(), job=job, progress=report.progress)
-        except NameTaken:
-            raise JobError("name_taken", str(name_taken(name))) from None
+        best = choice.best
+        learner = best.candidate.learner()
+        chosen = {
+            "method": best.candidate.method,
+            "parameters": {} if learner is None else asdict(learner),
+            "report": report(choice, taught, prior=prior, seed=seed),
+        }
+        return self._file({**about, **chosen}, sharpened(choice.head, best.temperature), best.offsets)
 
-    async def add(self, owner: str, name: str, data: bytes) -> Classifier:
-        """Keep an uploaded classifier. Raises BadTensors, Conflict or QuotaExceeded."""
-        file = await asyncio.to_thread(read_classifier, data)
-        if file.fingerprint != self._encoder.fingerprint:
-            raise BadTensors("The classifier was made with another model than the one served here.")
-        if file.proxies.shape[0] != self._encoder.dimensions:
-            raise BadTensors(f"The classifier has {file.proxies.shape[0]} dimensions, not {self._encoder.dimensions}.")
-        self._quotas.check_classifier(self._store, owner, name, len(data))
-        try:
-            return await asyncio.to_thread(self._store.add_classifier, owner, name, file.description(), file.pack())
-        except NameTaken:
-            raise name_taken(name) from None
+    def _file(self, about: Mapping[str, Any], head: Head | Network, offsets: Tensor | None = None) -> ClassifierFile:
+        offsets = None if offsets is None else offsets.cpu()
+        return ClassifierFile(list(about["classes"]), on_cpu(head), self._encoder.fingerprint, offsets, about)
 
-    def list(self, owner: str) -> list[Classifier]:
+    async def add(self, owner: str, name: str, data: bytes) -> Artifact:
+        """Keep an uploaded classifier. Raises BadTensors or QuotaExceeded."""
+
+        def keep() -> Artifact:
+            file = read_classifier(data)
+            if file.fingerprint != self._encoder.fingerprint:
+                raise BadTensors("The classifier was made with another model than the one served.")
+            self._quotas.check_classifier(self._store, owner, len(data))
+            return self._keep(owner, name, file)
+
+        return await self._store.soon(keep)
+
+    def _keep(self, owner: str, name: str, file: ClassifierFile, **job: Any) -> Artifact:
+        """In a thread."""
+        card = file.description()
+        method = card.get("method")
+        told = method if isinstance(method, str) else None
+        data = file.pack()
+        admit = functools.partial(self._quotas.admit_classifier, size=len(data))
+        return self._store.add(owner, "classifier", card, data, name=name, method=told, admit=admit, **job)
+
+    async def all(self, owner: str) -> list[Artifact]:
         """Oldest first."""
-        return self._store.classifiers(owner)
+        return await self._store.soon(self._store.artifacts, owner, "classifier")
 
-    def get(self, owner: str, name: str) -> Classifier:
-        """By name or id. Raises NotFound, as everything here does."""
-        stored = self._store.classifier(owner, name)
+    async def get(self, owner: str, name: str) -> Artifact:
+        """By `name`, `name@version` or id. Raises NotFound, as everything here does."""
+        stored = await self._store.soon(self._store.find, owner, "classifier", name)
         if stored is None:
             raise NotFound("classifier", name)
         return stored
 
     async def file(self, owner: str, name: str) -> bytes:
         """The classifier as a safetensors file."""
-        return await asyncio.to_thread(self._store.read_blob, self.get(owner, name).blob)
+        return await self._store.soon(self._store.read, await self.get(owner, name))
 
     async def load(self, owner: str, name: str) -> ClassifierFile:
-        """Raises Conflict for a classifier of another model."""
-        file = await asyncio.to_thread(read_classifier, await self.file(owner, name))
+        """Raises Conflict for a classifier of another model, and Damaged."""
+        data = await self.file(owner, name)
+        try:
+            file = await asyncio.to_thread(read_classifier, data)
+        except BadTensors as error:
+            log.error("the stored file of a classifier cannot be used: %s", error)
+            raise Damaged("classifier", name) from None
         if file.fingerprint != self._encoder.fingerprint:
             message = f"The classifier '{name}' was made with another model than the one served now."
             raise Conflict(message, code="other_model", param="classifier")
         return file
 
     async def delete(self, owner: str, name: str) -> None:
-        if not await asyncio.to_thread(self._store.delete_classifier, owner, name):
+        if not await self._store.soon(self._store.delete, owner, "classifier", name):
             raise NotFound("classifier", name)
+
+    async def classify(
+        self,
+        caller: Caller,
+        images: Sequence[Image],
+        *,
+        classes: Sequence[str] | None,
+        templates: Sequence[str],
+        classifier: str | None,
+        top: int,
+        probabilities: Probabilities | None = None,
+    ) -> tuple[int, Probabilities, list["Answer"]]:
+        """The number of classes, what the probabilities are, and the answer to each image.
+
+        Without `probabilities` they are the model's own, sigmoids of SigLIP and a softmax else; a classifier's are a
+        softmax of its own scores. Raises InvalidRequest for sigmoids where there is no bias for them.
+        """
+        own: Probabilities = "softmax" if classifier is not None or self._encoder.bias is None else "sigmoid"
+        kind = probabilities or own
+        if kind == "sigmoid" and own == "softmax":
+            of = "a learned classifier" if classifier is not None else "this model"
+            message = f"The classes of {of} compete, so they have no sigmoids; leave 'probabilities' out."
+            raise InvalidRequest(message, param="probabilities", code="invalid_value")
+        if classifier is not None:
+            stored = await self.load(caller.owner, classifier)
+            names, scores = stored.classes, stored.scores
+        else:
+            names = list(classes or ())
+            proxies = await self._batched.class_proxies(caller.owner, names, templates)
+            scores = Head(proxies, self._encoder.temperature).logits
+        features = torch.stack(await self._batched.images(images, caller=caller))
+
+        def answer() -> list[Answer]:
+            bias = self._encoder.bias or 0.0
+            logits = scores(features)
+            rows = torch.softmax(logits, dim=1) if kind == "softmax" else torch.sigmoid(logits + bias)
+            ahead = rows.topk(2, dim=1).values
+            margins = (ahead[:, 0] - ahead[:, 1]).tolist()
+            return [Answer(ranked(row, names, top), margin) for row, margin in zip(rows, margins, strict=True)]
+
+        return len(names), kind, await asyncio.to_thread(answer)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An image's likeliest classes with their probabilities, best first, and how far the first is ahead."""
+
+    top: list[tuple[str, float]]
+    margin: float
+
+
+def ranked(probabilities: Tensor, names: Sequence[str], top: int) -> list[tuple[str, float]]:
+    """The `top` most probable names with their probabilities, best first."""
+    best = probabilities.topk(min(top, len(names)))
+    return [(names[i], float(p)) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]

@@ -1,20 +1,20 @@
-"""One OnZeta stream in memory: its state, the answers given under idempotency keys, and what no snapshot holds yet."""
+"""One stream in memory: its state, the answers given under idempotency keys, and what no snapshot holds yet."""
 
 import asyncio
-import contextlib
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from covervlm.server.clip.onzeta import OnlineState, OnlineZeroShot
+from covervlm.server.clip.methods.contracts import RunningStream, Stream
+from covervlm.server.clip.methods.registry import method_class
 from covervlm.server.clip.tensors import BadTensors, pack, unpack
-from covervlm.server.resources import Conflict
-from covervlm.server.store.records import Answer, Session
+from covervlm.server.core.errors import Conflict
+from covervlm.server.store.records import Artifact, KeyedAnswer
 
 REMEMBERED_KEYS = 4096
 REMEMBERED_BYTES = 16 * 1024**2
@@ -23,28 +23,31 @@ REMEMBERED_BYTES = 16 * 1024**2
 
 @dataclass(eq=False)
 class LiveSession:
-    """Whoever changes it holds `lock`.
+    """A session in memory; whoever changes it holds `lock`.
 
     `saved` is how many images the snapshot on disk holds, `remembered` how many characters the answers take.
     """
 
-    session: Session
-    stream: OnlineZeroShot
-    answers: OrderedDict[str, Answer] = field(default_factory=OrderedDict)
+    session: Artifact
+    method: Stream
+    stream: RunningStream
+    answers: OrderedDict[str, KeyedAnswer] = field(default_factory=OrderedDict)
     remembered: int = 0
     saved: int = 0
-    unsaved: list[Answer] = field(default_factory=list)
+    unsaved: list[KeyedAnswer] = field(default_factory=list)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     timer: asyncio.TimerHandle | None = None
     deleted: bool = False
 
     @classmethod
-    def rebuild(cls, stored: Session, text_proxies: Tensor, answers: list[Answer]) -> "LiveSession":
-        """The session as its snapshot has it."""
-        stream = OnlineZeroShot(text_proxies, stored.about["horizon"], **stored.about["parameters"])
-        stream.restore(read_state(unpack(stored.state)[0]))
+    def rebuild(cls, stored: Artifact, text_proxies: Tensor, answers: list[KeyedAnswer]) -> "LiveSession":
+        """The session in the state of its snapshot."""
+        method: Stream = method_class("stream", str(stored.method))(**stored.card["parameters"])
+        stream = method.open(text_proxies, stored.card["horizon"])
+        stream.restore(read_state(method, unpack(stored.state)[0]))
         known = OrderedDict((answer.key, answer) for answer in answers)
-        return cls(stored, stream, known, sum(len(answer.answer) for answer in answers), saved=stream.observed)
+        remembered = sum(len(answer.answer) for answer in answers)
+        return cls(stored, method, stream, known, remembered, saved=stream.observed)
 
     @property
     def dirty(self) -> bool:
@@ -53,7 +56,7 @@ class LiveSession:
 
     @property
     def oldest_number(self) -> int:
-        """Of the answers remembered; the store may forget those before it."""
+        """The number of the oldest answer remembered; the store may forget those before it."""
         return next(iter(self.answers.values())).number if self.answers else 0
 
     def recall(self, key: str, digest: str) -> Mapping[str, Any] | None:
@@ -64,24 +67,23 @@ class LiveSession:
         if record.digest != digest:
             message = "This Idempotency-Key was used for another request; use a new key for each request."
             raise Conflict(message, code="idempotency_key_reused")
-        answer: Mapping[str, Any] = json.loads(record.answer)
-        return answer
+        return json.loads(record.answer)
 
     def remember(self, key: str, digest: str, number: int, answer: Mapping[str, Any]) -> None:
         """Keep the answer to the call whose first image was the session's image `number`."""
-        record = Answer(key, number, digest, json.dumps(answer))
+        record = KeyedAnswer(key, number, digest, json.dumps(answer))
         self.answers[key] = record
         self.unsaved.append(record)
         self.remembered += len(record.answer)
         while len(self.answers) > REMEMBERED_KEYS or (self.remembered > REMEMBERED_BYTES and len(self.answers) > 1):
             self.remembered -= len(self.answers.popitem(last=False)[1].answer)
 
-    def check_snapshot(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> OnlineState:
+    def check_snapshot(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Any:
         """The state in a snapshot. BadTensors for one that does not belong to this session's classes and model."""
-        state = read_state(tensors)
-        if about.get("classes") != self.session.about["classes"]:
-            raise BadTensors("The snapshot belongs to a session with other classes.")
-        if about.get("fingerprint") != self.session.about["fingerprint"]:
+        state = read_state(self.method, tensors)
+        if about.get("classes") != self.session.card["classes"]:
+            raise BadTensors("The snapshot belongs to a stream with other classes.")
+        if about.get("fingerprint") != self.session.card["fingerprint"]:
             raise BadTensors("The snapshot was taken with another model.")
         try:
             self.stream.check(state)
@@ -89,7 +91,7 @@ class LiveSession:
             raise BadTensors(f"The snapshot does not fit: {error}.") from None
         return state
 
-    def restore(self, state: OnlineState) -> None:
+    def restore(self, state: Any) -> None:
         """Take over a state that is on disk already, and forget the answers so far."""
         self.stream.restore(state)
         self.answers.clear()
@@ -107,27 +109,29 @@ class LiveSession:
         return describe(self.session, self.stream.observed, self.saved)
 
 
-def describe(session: Session, observed: int, saved: int) -> dict[str, Any]:
-    """What its owner is told of a session of which `observed` images are in memory and `saved` on disk."""
+def describe(session: Artifact, observed: int, saved: int) -> dict[str, Any]:
+    """A session as its owner sees it; `observed` images are in memory, and `saved` of them on disk."""
     return {
         "id": session.id,
+        "method": session.method,
         "created": session.created,
-        **session.about,
+        **session.card,
         "observed": observed,
         "snapshot_observed": saved,
-        "past_horizon": observed >= session.about["horizon"],
+        "past_horizon": observed >= session.card["horizon"],
     }
 
 
-def write_state(state: OnlineState, about: Mapping[str, Any]) -> bytes:
-    """A stream's state as a safetensors file."""
-    observed = torch.tensor(state.observed, dtype=torch.int64)
-    return pack({"rho": state.rho, "vision_proxies": state.vision_proxies, "observed": observed}, about)
+def write_state(state: Any, about: Mapping[str, Any]) -> bytes:
+    """A stream's state as a safetensors file: every field is a tensor or a whole number."""
+    return pack({field.name: torch.as_tensor(getattr(state, field.name)) for field in fields(state)}, about)
 
 
-def read_state(tensors: Mapping[str, Tensor]) -> OnlineState:
+def read_state(method: Stream, tensors: Mapping[str, Tensor]) -> Any:
     """The state in a file that `write_state` made. Raises BadTensors for anything else."""
-    with contextlib.suppress(KeyError, RuntimeError, ValueError):
-        rho, proxies = tensors["rho"], tensors["vision_proxies"]
-        return OnlineState(rho.float(), proxies.float(), int(tensors["observed"]))
-    raise BadTensors("The data is no snapshot of a session.")
+    try:
+        values = {field.name: tensors[field.name] for field in fields(method.state)}
+        numbers = {field.name for field in fields(method.state) if field.type in (int, "int")}
+        return method.state(**{name: int(t) if name in numbers else t.float() for name, t in values.items()})
+    except (KeyError, OverflowError, RuntimeError, ValueError):
+        raise BadTensors("This file is not a snapshot of a stream.") from None

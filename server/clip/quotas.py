@@ -2,39 +2,41 @@
 
 from dataclasses import dataclass
 
-from covervlm.server.resources import Conflict, QuotaExceeded
+from covervlm.server.core.errors import QuotaExceeded
 from covervlm.server.store import Store
 
 
 @dataclass(frozen=True)
 class Quotas:
-    """Limits for each owner; `bytes` is for classifiers and sessions together, `upload_bytes` for memory."""
+    """Limits for each owner; `bytes` is for classifiers and streams together, `upload_bytes` for memory."""
 
     classifiers: int = 100
-    sessions: int = 100
+    streams: int = 100
     unfinished_jobs: int = 8
     bytes: int = 2 * 1024**3
     upload_bytes: int = 1024**3
 
-    def check_classifier(self, store: Store, owner: str, name: str, size: int = 0) -> None:
-        """Raises Conflict where the name is taken, and QuotaExceeded where one more classifier is too many."""
-        if store.classifier(owner, name) is not None:
-            raise name_taken(name)
-        if len(store.classifiers(owner)) >= self.classifiers:
-            raise QuotaExceeded(f"There are {self.classifiers} classifiers, the most allowed; delete one first.")
-        self._check_bytes(store, owner, size)
+    def check_classifier(self, store: Store, owner: str, size: int = 0) -> None:
+        """Raises QuotaExceeded where one more classifier, or version of one, is too many.
 
-    def check_session(self, store: Store, owner: str) -> None:
-        """Raises QuotaExceeded where one more session is too many."""
-        if len(store.sessions(owner)) >= self.sessions:
-            raise QuotaExceeded(f"There are {self.sessions} sessions, the most allowed; delete one first.")
-        self._check_bytes(store, owner, 0)
+        `admit_classifier` checks again in the transaction that stores it.
+        """
+        self.admit_classifier(*store.usage(owner, "classifier"), size=size)
 
-    def _check_bytes(self, store: Store, owner: str, size: int) -> None:
-        if store.usage(owner) + size > self.bytes:
-            raise QuotaExceeded(f"Classifiers and sessions take {self.bytes} bytes, the most allowed; delete some.")
+    def check_stream(self, store: Store, owner: str) -> None:
+        """Raises QuotaExceeded where one more stream is too many."""
+        self.admit_stream(*store.usage(owner, "stream"))
 
+    def admit_classifier(self, count: int, held: int, *, size: int = 0) -> None:
+        """Raises QuotaExceeded where the owner has `count` classifiers and `held` bytes, and may have no more."""
+        self._admit("classifier", self.classifiers, count, held, size)
 
-def name_taken(name: str) -> Conflict:
-    message = f"There is a classifier '{name[:200]}' already; choose another name or delete it first."
-    return Conflict(message, code="name_taken", param="name")
+    def admit_stream(self, count: int, held: int, *, size: int = 0) -> None:
+        """The same of a session."""
+        self._admit("stream", self.streams, count, held, size)
+
+    def _admit(self, kind: str, most: int, count: int, held: int, size: int) -> None:
+        if count >= most:
+            raise QuotaExceeded(f"There are {most} {kind}s, the most allowed; delete one first.")
+        if held + size > self.bytes:
+            raise QuotaExceeded(f"Classifiers and streams take {self.bytes} bytes, the most allowed; delete some.")

@@ -1,4 +1,4 @@
-"""OnZeta streams of many callers: answered in order, exactly once per key, and kept by snapshots."""
+"""Streams of many callers: answered in order, exactly once per key, and kept by snapshots."""
 
 import asyncio
 import contextlib
@@ -13,19 +13,20 @@ from typing import Any, ParamSpec, TypeVar
 from torch import Tensor
 
 from covervlm.server.clip.live_session import LiveSession, describe, write_state
-from covervlm.server.clip.onzeta import OnlinePrediction, OnlineState, OnlineZeroShot
-from covervlm.server.clip.tensors import pack, unpack
-from covervlm.server.resources import NotFound
+from covervlm.server.clip.methods.contracts import Prediction, RunningStream, Stream
+from covervlm.server.clip.methods.registry import method_class
+from covervlm.server.clip.tensors import BadTensors, pack, unpack
+from covervlm.server.core.errors import Damaged, NotFound
 from covervlm.server.store import Store
-from covervlm.server.store.records import Session
+from covervlm.server.store.records import Artifact
 
 log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-Render = Callable[[Sequence[OnlinePrediction]], Mapping[str, Any]]
-"""What the caller is told; called in a thread."""
+Render = Callable[[Sequence[Prediction]], Mapping[str, Any]]
+"""Makes the caller's answer from predictions; called in a thread."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class SnapshotInterval:
 
 
 def _to_its_end(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Once begun, it is finished even if the caller goes away: no thread works on a session that is not locked."""
+    """Once begun, the call is finished even if its caller leaves, so that no thread works on an unlocked session."""
 
     @functools.wraps(method)
     async def shielded(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -62,16 +63,25 @@ class Sessions:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="sessions")
         self._saves: set[asyncio.Task[None]] = set()
 
-    async def create(self, owner: str, about: Mapping[str, Any], text_proxies: Tensor) -> dict[str, Any]:
+    async def create(
+        self,
+        owner: str,
+        about: Mapping[str, Any],
+        text_proxies: Tensor,
+        *,
+        method: str = "onzeta",
+        admit: Callable[[int, int], None] = lambda count, size: None,
+    ) -> dict[str, Any]:
         """A new stream over the classes of `text_proxies` (d, K); `about` holds at least `horizon`, `parameters`."""
-        stream = OnlineZeroShot(text_proxies, about["horizon"], **about["parameters"])
+        opener: Stream = method_class("stream", method)(**about["parameters"])
+        stream = opener.open(text_proxies, about["horizon"])
 
-        def keep() -> Session:
-            proxies = pack({"text_proxies": text_proxies}, {})
-            return self._store.add_session(owner, about, proxies, write_state(stream.snapshot(), {}))
+        def keep() -> Artifact:
+            proxies, state = pack({"text_proxies": text_proxies}, {}), write_state(stream.snapshot(), {})
+            return self._store.add(owner, "stream", about, proxies, method=method, state=state, admit=admit)
 
-        session = await asyncio.to_thread(keep)
-        live = LiveSession(session, stream)
+        session = await self._store.soon(keep)
+        live = LiveSession(session, opener, stream)
         self._live[session.id] = live
         await self._make_room()
         return live.describe()
@@ -80,9 +90,10 @@ class Sessions:
         """What the session is and how far it is. NotFound also where it belongs to somebody else."""
         return (await self._find(owner, session)).describe()
 
-    def list(self, owner: str) -> list[dict[str, Any]]:
+    async def all(self, owner: str) -> list[dict[str, Any]]:
+        """Oldest first."""
         entries = []
-        for session in self._store.sessions(owner):
+        for session in await self._store.soon(self._store.artifacts, owner, "stream"):
             live = self._live.get(session.id)
             entries.append(describe(session, session.observed, session.observed) if live is None else live.describe())
         return entries
@@ -117,31 +128,36 @@ class Sessions:
         """The state as a safetensors file, also kept by the server."""
         async with self._locked(owner, session) as live:
             await self._save(live)
-            about = {name: live.session.about[name] for name in ("classes", "fingerprint")}
+            about = {name: live.session.card[name] for name in ("classes", "fingerprint")}
             return await asyncio.to_thread(write_state, live.stream.snapshot(), about)
 
     @_to_its_end
     async def restore(self, owner: str, session: str, data: bytes) -> dict[str, Any]:
         """Put the session into a state that `snapshot` gave out; keys answered so far are forgotten.
 
-        Raises BadTensors, and changes nothing, for data that is no snapshot of a session over these classes.
+        Raises BadTensors, and changes nothing, for data that is not a snapshot of a session over these classes.
         """
         async with self._locked(owner, session) as live:
 
-            def keep() -> OnlineState:
+            def keep() -> Any:
                 state = live.check_snapshot(*unpack(data))
-                self._store.replace_session(session, state.observed, write_state(state, {}))
+                self._store.replace_state(session, state.observed, write_state(state, {}))
                 return state
 
-            live.restore(await asyncio.to_thread(keep))
+            live.restore(await self._store.soon(keep))
             return live.describe()
 
     @_to_its_end
     async def delete(self, owner: str, session: str) -> None:
+        async with self._loading:
+            if session not in self._live:  # it may be damaged, and need not be known to be deleted
+                if not await self._store.soon(self._store.delete, owner, "stream", session):
+                    raise NotFound("stream", session)
+                return
         async with self._locked(owner, session) as live:
+            await self._store.soon(self._store.delete, owner, "stream", session)
             live.stop_timer()
             live.deleted = True
-            await asyncio.to_thread(self._store.delete_session, owner, session)
             self._live.pop(session, None)
 
     async def stop(self) -> None:
@@ -156,12 +172,12 @@ class Sessions:
 
     @contextlib.asynccontextmanager
     async def _locked(self, owner: str, session: str) -> AsyncIterator[LiveSession]:
-        """The session, to oneself. NotFound also where it belongs to somebody else."""
+        """Exclusive use of the session. NotFound also where it belongs to somebody else."""
         while True:
             live = await self._find(owner, session)
             async with live.lock:
                 if live.deleted:
-                    raise NotFound("session", session)
+                    raise NotFound("stream", session)
                 # While this call waited, the session may have been dropped from memory and loaded anew.
                 if self._live.get(session) is live:
                     yield live
@@ -173,23 +189,27 @@ class Sessions:
             async with self._loading:
                 live = self._live.get(session) or await self._load(owner, session)
         if live.session.owner != owner:
-            raise NotFound("session", session)
+            raise NotFound("stream", session)
         if session in self._live:
             self._live.move_to_end(session)
         return live
 
     async def _load(self, owner: str, session: str) -> LiveSession:
-        stored = await asyncio.to_thread(self._store.session, owner, session)
-        if stored is None:
-            raise NotFound("session", session)
-        live = await asyncio.to_thread(self._rebuild, stored)
+        live = await self._store.soon(self._rebuild, owner, session)
         self._live[session] = live
         await self._make_room()
         return live
 
-    def _rebuild(self, stored: Session) -> LiveSession:
-        tensors, _ = unpack(self._store.read_blob(stored.blob))
-        return LiveSession.rebuild(stored, tensors["text_proxies"], self._store.answers(stored.id))
+    def _rebuild(self, owner: str, session: str) -> LiveSession:
+        stored = self._store.find(owner, "stream", session)
+        if stored is None:
+            raise NotFound("stream", session)
+        data = self._store.read(stored)
+        try:
+            return LiveSession.rebuild(stored, unpack(data)[0]["text_proxies"], self._store.answers(stored.id))
+        except (BadTensors, KeyError, ValueError) as error:
+            log.error("the stored stream %s cannot be used: %s", session, error)
+            raise Damaged("stream", session) from None
 
     @_to_its_end
     async def _make_room(self) -> None:
@@ -222,21 +242,21 @@ class Sessions:
 
         def write() -> None:
             state = write_state(live.stream.snapshot(), {})  # a few megabytes: not on the event loop
-            self._store.save_session(live.session.id, observed, state, answers, oldest)
+            self._store.save_state(live.session.id, observed, state, answers, oldest)
 
         try:
-            await asyncio.to_thread(write)
+            await self._store.soon(write)
         except Exception:
-            log.exception("session %s could not be saved; it goes on in memory", live.session.id)
+            log.exception("stream %s could not be saved; it goes on in memory", live.session.id)
             return
         live.saved = observed
         live.unsaved = live.unsaved[len(answers) :]
 
 
-def _answer(stream: OnlineZeroShot, features: Tensor, render: Render) -> Mapping[str, Any]:
+def _answer(stream: RunningStream, features: Tensor, render: Render) -> Mapping[str, Any]:
     """In a thread of the pool."""
     return render(_observe_all(stream, features))
 
 
-def _observe_all(stream: OnlineZeroShot, features: Tensor) -> list[OnlinePrediction]:
+def _observe_all(stream: RunningStream, features: Tensor) -> list[Prediction]:
     return [stream.observe(feature) for feature in features]

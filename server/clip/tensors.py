@@ -11,11 +11,15 @@ import torch
 from pydantic_core import from_json
 from safetensors.torch import load, save
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.linalg import vector_norm
 
-from covervlm.server.engines.base import InvalidRequest
+from covervlm.server.core.errors import InvalidRequest
+from covervlm.server.core.parsing import takes_too_long
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_LONGEST_HEADER = 8 * 2**20
+_LONGEST_PARSE = 0.15
+"""Bytes and seconds for the header of a file, which may name ten thousand classes."""
 
 
 class BadTensors(InvalidRequest):
@@ -40,7 +44,7 @@ def read_embeddings(data: bytes, dimensions: int) -> Tensor:
 
 
 def _read_npy(data: bytes) -> Tensor:
-    """The array of a .npy file whose header promises no more than there is: numpy makes room by the header's word."""
+    """The array of a .npy file whose header matches its size: numpy allocates whatever the header promises."""
     file = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(file)
@@ -50,7 +54,7 @@ def _read_npy(data: bytes) -> Tensor:
             raise ValueError("not the array that the header describes")
         return torch.from_numpy(np.ascontiguousarray(np.load(io.BytesIO(data), allow_pickle=False)))
     except Exception:
-        # Headers are parsed as Python: besides ValueError, they bring on RecursionError, MemoryError, TokenError, ...
+        # Headers are parsed as Python, which may raise RecursionError, MemoryError, TokenError, ... beside ValueError.
         raise BadTensors("The .npy file cannot be read as an array of floats.") from None
 
 
@@ -60,11 +64,21 @@ def check_embeddings(rows: Tensor, dimensions: int) -> Tensor:
         raise BadTensors("There are no embeddings: at least one image is needed.")
     if rows.shape[1] != dimensions:
         raise BadTensors(f"The embeddings have {rows.shape[1]} dimensions; this model's have {dimensions}.")
-    lengths = rows.norm(dim=1)
-    wrong = (~lengths.isfinite() | (lengths == 0)).nonzero().flatten()
-    if len(wrong):
-        raise BadTensors(f"Embedding {int(wrong[0])} holds NaN or infinity, or is zero throughout.")
-    return normalize(rows, dim=1)
+    directions, bad = unit_length(rows, dim=1)
+    if bool(bad.any()):
+        raise BadTensors(f"Embedding {int(bad.int().argmax())} holds NaN or infinity, or is zero throughout.")
+    return directions
+
+
+def unit_length(vectors: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """The vectors along `dim` at unit length, and which of them have no direction: NaN, infinity, or zeros only.
+
+    Their squares may be too small or too large for the dtype.
+    """
+    largest = vector_norm(vectors, torch.inf, dim, keepdim=True)
+    directions = vectors / largest
+    directions /= vector_norm(directions, dim=dim, keepdim=True)
+    return directions, ~((largest > 0) & largest.isfinite()).squeeze(dim)
 
 
 def pack(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
@@ -75,10 +89,13 @@ def pack(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
 
 def unpack(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and `about` of a safetensors file; `about` is empty where the file was made elsewhere."""
+    written = data[8 : 8 + int.from_bytes(data[:8], "little")]
+    if len(written) > _LONGEST_HEADER or takes_too_long(written, _LONGEST_PARSE):
+        raise BadTensors("The .safetensors file's header holds more than this server reads: few tensors are expected.")
     try:
         tensors = load(data)
-        header = from_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        # Half surrogate pairs, deep nesting and infinity can be read by json.loads, but not sent to anybody again.
+        header = from_json(written)
+        # json.loads would accept half surrogate pairs, deep nesting and infinity, which cannot be sent on.
         about = from_json(header.get("__metadata__", {}).get("covervlm", "{}"))
         json.dumps(about, allow_nan=False)
     except Exception:

@@ -1,5 +1,6 @@
 """Embeddings that users upload ahead of a job: in memory only, per owner, for a while."""
 
+import asyncio
 import threading
 import time
 from collections import OrderedDict
@@ -7,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from covervlm.server.resources import NotFound, QuotaExceeded
+from covervlm.server.clip.tensors import read_embeddings
+from covervlm.server.core.errors import NotFound, QuotaExceeded
 from covervlm.server.store import new_id
 
 
@@ -23,16 +25,25 @@ class _Upload:
 
 
 class Uploads:
-    """max_bytes bounds what one owner's uploads take; each is forgotten `lifetime` seconds after it came."""
+    """Uploaded embeddings by id.
 
-    def __init__(self, max_bytes: int, *, lifetime: float = 3600) -> None:
+    max_bytes: what one owner's uploads may take. lifetime: seconds until an upload is forgotten. dimensions: of the
+    embeddings that it takes.
+    """
+
+    def __init__(self, max_bytes: int, dimensions: int, *, lifetime: float = 3600) -> None:
         self._max_bytes = max_bytes
+        self._dimensions = dimensions
         self._lifetime = lifetime
         self._uploads: OrderedDict[str, _Upload] = OrderedDict()
         self._lock = threading.Lock()
 
-    def add(self, owner: str, rows: Tensor) -> str:
-        """Raises QuotaExceeded."""
+    async def read(self, owner: str, data: bytes) -> tuple[str, int]:
+        """Keep the embeddings in a file: an id, and the number of images. Raises BadTensors or QuotaExceeded."""
+        rows = await asyncio.to_thread(read_embeddings, data, self._dimensions)
+        return self._add(owner, rows), len(rows)
+
+    def _add(self, owner: str, rows: Tensor) -> str:
         upload = _Upload(owner, rows, time.monotonic() + self._lifetime)
         with self._lock:
             self._expire()

@@ -2,7 +2,7 @@
 
 import torch
 
-from covervlm.server.engines.base import EngineError, EngineOverloaded
+from covervlm.server.core.errors import EngineError, EngineOverloaded
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -20,7 +20,7 @@ def casts_doubt(error: BaseException) -> bool:
 
 
 def for_caller(error: BaseException) -> EngineError:
-    """The error that the caller is told of, in words written for callers."""
+    """The error to answer with, in words written for callers."""
     if isinstance(error, EngineError):
         return error
     if is_out_of_memory(error):

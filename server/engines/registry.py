@@ -7,14 +7,14 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from covervlm.server.engines.base import Engine
+from covervlm.server.core.engine import Engine
 from covervlm.server.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
 
 _ENGINES: dict[str, tuple[str, str]] = {
-    "transformers": ("covervlm.server.engines.transformers", "TransformersEngine"),
-    "vllm": ("covervlm.server.engines.vllm", "VllmEngine"),
+    "transformers": ("covervlm.server.engines.embedded.engine", "TransformersEngine"),
+    "vllm": ("covervlm.server.engines.vllm.engine", "VllmEngine"),
 }
 
 
@@ -49,7 +49,9 @@ def build_engine(settings: Settings) -> Engine:
 
 def _transformers_config(module: Any, settings: Settings) -> Any:
     if settings.vllm_args:
-        raise SettingsError("vllm_args: these are options of --engine vllm")
+        raise SettingsError(
+            f"vllm_args: {settings.vllm_args} is for --engine vllm, but the engine here is transformers"
+        )
     return module.TransformersEngineConfig(
         model_path=_model_path(settings),
         device=settings.device,
@@ -58,7 +60,6 @@ def _transformers_config(module: Any, settings: Settings) -> Any:
         max_waiting=settings.max_waiting,
         feature_cache_bytes=int(settings.feature_cache_bytes),
         threads=settings.threads,
-        trust_remote_code=False,
     )
 
 
@@ -99,8 +100,16 @@ def startup_failures(what: str) -> Iterator[None]:
 
 def _model_path(settings: Settings) -> str:
     """`demo` is the checkpoint in the package; anything else is a folder or a hub id, as transformers reads it."""
-    if settings.model != "demo":
-        return settings.model
     from covervlm.server.demo import model_path
 
-    return str(model_path())
+    return str(model_path()) if settings.model == "demo" else checked_location("model", settings.model)
+
+
+def checked_location(option: str, model: str) -> str:
+    """The folder or the hub id to load for an option; SettingsError where there is none."""
+    from covervlm.server.models.location import located
+
+    try:
+        return located(model)
+    except ValueError as error:
+        raise SettingsError(f"{option}: {error}") from None

@@ -12,11 +12,12 @@ _NOT_PUBLIC_V4 = tuple(
     for network in (
         "0.0.0.0/8",  # this host
         "10.0.0.0/8",  # private
-        "100.64.0.0/10",  # carrier-grade NAT
+        "100.64.0.0/10",  # carrier-grade NAT, Alibaba's metadata
         "127.0.0.0/8",  # loopback
+        "168.63.129.16/32",  # Azure's host agent, the one service of a cloud's inside at a public address
         "169.254.0.0/16",  # link-local, cloud metadata
         "172.16.0.0/12",  # private
-        "192.0.0.0/24",  # protocol assignments
+        "192.0.0.0/24",  # protocol assignments, Oracle's metadata
         "192.0.2.0/24",  # documentation
         "192.31.196.0/24",  # AS112
         "192.52.193.0/24",  # AMT

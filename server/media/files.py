@@ -5,7 +5,8 @@ import stat
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from covervlm.server.engines.base import InvalidRequest
+from covervlm.server.core.errors import InvalidRequest
+from covervlm.server.media.data_urls import too_large
 
 
 def read_media_file(url: str, folder: Path, max_bytes: int) -> bytes:
@@ -20,7 +21,7 @@ def read_media_file(url: str, folder: Path, max_bytes: int) -> bytes:
         path = Path(unquote(parts.path, errors="strict")).resolve(strict=True)
         if not path.is_relative_to(folder.resolve(strict=True)):
             raise _missing()
-        # Opening a pipe must not wait for its writer, and no link may have taken the file's place since.
+        # Opening a pipe must not wait for its writer, nor follow a link that has replaced the file since.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -29,9 +30,7 @@ def read_media_file(url: str, folder: Path, max_bytes: int) -> bytes:
     except (OSError, ValueError, RuntimeError):
         raise _missing() from None
     if len(data) > max_bytes:
-        raise InvalidRequest(
-            f"The image has more than {max_bytes} bytes, the most this server takes.", code="image_too_large"
-        )
+        raise too_large(max_bytes, "bytes")
     return data
 
 

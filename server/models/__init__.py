@@ -1,1 +1,1 @@
-"""The vision-token path: one adapter per architecture."""
+"""What both engines must know of a model: one file per architecture, and its adapter for transformers."""

@@ -1,19 +1,176 @@
 """LLaVA-1.5: one CLIP tower, one projector, one square grid of patches per image."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from transformers import AutoProcessor, PreTrainedTokenizerBase
+from transformers import CLIPVisionConfig
+from transformers.activations import ACT2FN
 
-from covervlm.pruners.question import visual_words
-from covervlm.server.engines.base import InvalidRequest, Message
-from covervlm.server.models.base import AssembledPrompt, ImageTokens, Kept, Prompt, Region
-from covervlm.server.models.language import embed, eos_ids, load_model, splice
-from covervlm.server.models.processor import ChatProcessor
-from covervlm.server.models.registry import Checkpoint
+from covervlm.server.models.base import Adapter, Architecture, Box, ImageTokens, Layout, Part
+from covervlm.server.models.pictures import Cost, crop_cost, crop_pixels
+
+_TOWERS = {"clip_vision_model": "default", "siglip_vision_model": "full"}
+"""Towers by what `vision_feature_select_strategy` must be: CLIP's first token is none of the image, SigLIP's is."""
+_CROPS_AT_ONCE = 16
+"""That the tower sees together: it keeps what each of its layers makes of them."""
+
+
+class Llava(Architecture):
+    """Shape: (width, height) where the processor pads images to a square, else (0, 0), since all look alike."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        vision = config.vision_config
+        self.side: int = vision.image_size // vision.patch_size
+        self.vision_tokens = self.side**2
+        self.skips_cls = _strategy(config) == "default"
+        self.has_cls_token = self.skips_cls and isinstance(vision, CLIPVisionConfig)
+
+    @classmethod
+    def problems(cls, config: Any) -> Iterator[str]:
+        vision = config.vision_config
+        needed = _TOWERS.get(vision.model_type)
+        if needed is None:
+            yield f"the vision tower is a {vision.model_type}; supported are {' and '.join(_TOWERS)}"
+            return
+        strategy = _strategy(config)
+        if strategy != needed:
+            why = "counts its CLS token as part of the image" if strategy == "full" else "drops the image's first patch"
+            yield (
+                f"vision_feature_select_strategy is {strategy!r}, which with a {vision.model_type} {why}; "
+                f"only {needed!r} is supported with it"
+            )
+        if not isinstance(vision.image_size, int) or not isinstance(vision.patch_size, int):
+            yield "vision_config.image_size and patch_size should be numbers; only square images are supported"
+            return
+        if vision.num_channels != 3:
+            yield f"vision_config.num_channels is {vision.num_channels}; images have 3"
+        deep = vision.num_hidden_layers
+        layers = config.vision_feature_layer
+        layers = [layers] if isinstance(layers, int) else layers
+        # The last but one is there for the CLS token's attention. transformers takes no layer 0.
+        if not layers or any(not layer or not -deep - 1 <= layer <= deep for layer in layers) or deep < 2:
+            yield f"vision_feature_layer is {config.vision_feature_layer}, and the tower has {deep} layers"
+        if config.projector_hidden_act not in ACT2FN:
+            yield f"projector_hidden_act is {config.projector_hidden_act!r}, which transformers does not know"
+
+    def shape(self, width: int, height: int, image_processor: Any) -> tuple[int, int]:
+        return (width, height) if getattr(image_processor, "do_pad", False) else (0, 0)
+
+    def box(self, width: int, height: int, image_processor: Any) -> Box | None:
+        """What of an image the tower sees: beyond the image where it is padded."""
+        seen_width, seen_height = float(width), float(height)
+        if getattr(image_processor, "do_pad", False):
+            seen_width = seen_height = float(max(width, height))
+        elif image_processor.do_center_crop and image_processor.size.shortest_edge:
+            scale = min(width, height) / image_processor.size.shortest_edge
+            seen_width, seen_height = image_processor.crop_size.width * scale, image_processor.crop_size.height * scale
+        left, top = (width - seen_width) / 2, (height - seen_height) / 2
+        return left, top, left + seen_width, top + seen_height
+
+    def cost(self, width: int, height: int, image_processor: Any, *, frames: int | None = None) -> Cost:
+        return crop_cost(width, height, image_processor)
+
+    def packed(self, values: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """(rows, x) of the tower's values (crops, n, x) for an image of this shape: those that its layout names."""
+        return values.flatten(0, 1)
+
+    def _layout(self, shape: tuple[int, ...]) -> Layout:
+        allowed = None
+        if shape[0]:
+            width, height = shape
+            vision = self.config.vision_config
+            allowed = torch.ones(self.side**2, dtype=torch.bool)
+            allowed[padding_patches(width, height, vision.image_size, vision.patch_size)] = False
+        every = torch.arange(self.side**2)
+        return Layout(len(every), (Part(every, every, (self.side, self.side), allowed),))
+
+
+class LlavaAdapter(Adapter):
+    """Any transformers checkpoint of `LlavaForConditionalGeneration` with a CLIP-type tower."""
+
+    describes = Llava
+    architecture: Llava
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        super().__init__(model, processor)
+        self.vision_tower = model.model.vision_tower
+
+    def preprocess(self, image: Image) -> Mapping[str, Any]:
+        """pixel_values (3, H, W), or (crops, 3, H, W) where images are cut into crops; `shape` and `box`."""
+        image_processor = self.chat.image_processor
+        return {
+            "pixel_values": self._pixels(image, image_processor),
+            "shape": self.architecture.shape(*image.size, image_processor),
+            "box": self.architecture.box(*image.size, image_processor),
+        }
+
+    def _pixels(self, image: Image, image_processor: Any) -> Tensor:
+        return crop_pixels(image, image_processor)
+
+    @torch.inference_mode()
+    def encode(self, inputs: Sequence[Mapping[str, Any]], *, cls_attention: bool = False) -> list[ImageTokens]:
+        crops = [entry["pixel_values"].view(-1, *entry["pixel_values"].shape[-3:]) for entry in inputs]
+        looked = [self._look(some, cls_attention) for some in torch.cat(crops).split(_CROPS_AT_ONCE)]
+        features, tokens = (torch.cat(values) for values in list(zip(*looked, strict=True))[:2])
+        attention = torch.cat([one[2] for one in looked])[..., None] if cls_attention else None
+        images, start = [], 0
+        for entry, own in zip(inputs, map(len, crops), strict=True):
+            rows, shape = slice(start, start := start + own), entry["shape"]
+            packed = self.architecture.packed
+            images.append(
+                ImageTokens(
+                    self.architecture.layout(shape),
+                    # Cloned, so that a cached image does not keep the whole batch alive.
+                    packed(tokens[rows], shape).clone(),
+                    packed(features[rows], shape).clone(),
+                    None if attention is None else packed(attention[rows], shape)[:, 0].clone(),
+                    box=entry["box"],
+                    seconds_per_group=entry.get("seconds_per_group"),
+                )
+            )
+        return images
+
+    def _look(self, pixels: Tensor, cls_attention: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels (B, 3, H, W) to features (B, n, d_v), projector outputs (B, n, d), CLS attention (B, n) if asked."""
+        core, config = self.model.model, self.model.config
+        pixels = pixels.to(self.embeddings.weight.device, self.embeddings.weight.dtype)
+        hidden = core.vision_tower(pixels, output_hidden_states=True, return_dict=True).hidden_states
+        layers = config.vision_feature_layer
+        first = 1 if self.architecture.skips_cls else 0
+        layers = [layers] if isinstance(layers, int) else layers
+        features = torch.cat([hidden[layer][:, first:] for layer in layers], dim=-1)
+        attention = self._cls_attention(hidden) if cls_attention else features.new_empty(len(features), 0)
+        return features, core.multi_modal_projector(features), attention
+
+    def _cls_attention(self, hidden: Sequence[Tensor]) -> Tensor:
+        """That of the tower's penultimate layer, computed separately, so that the tower keeps its fast attention."""
+        layer = self.model.model.vision_tower.encoder.layers[-2]
+        attention, states = layer.self_attn, layer.layer_norm1(hidden[-3])
+        query, key = attention.q_proj(states[:, 0]), attention.k_proj(states)
+        return cls_attention(query, key, attention.num_heads) / attention.num_heads
+
+
+def _strategy(config: Any) -> str:
+    # Architectures without a choice leave the CLS token out.
+    strategy: str = getattr(config, "vision_feature_select_strategy", "default")
+    return strategy
+
+
+def cls_attention(query: Tensor, key: Tensor, heads: int) -> Tensor:
+    """Attention of a tower's CLS token over the patches, summed over heads: (B, n) float32.
+
+    query: (B, w), that of the CLS token. key: (B, 1 + n, w), those of all tokens, the CLS token's first.
+    """
+    batch, length, width = key.shape
+    size = width // heads
+    query = query.view(batch, heads, 1, size)
+    key = key.view(batch, length, heads, size).transpose(1, 2)
+    scores = (query @ key.transpose(2, 3)).float() * size**-0.5
+    return scores.softmax(-1).sum(1)[:, 0, 1:]
 
 
 def padding_patches(width: int, height: int, image_size: int = 336, patch_size: int = 14) -> list[int]:
@@ -30,119 +187,3 @@ def padding_patches(width: int, height: int, image_size: int = 336, patch_size: 
     padded = [line < first or line >= last for line in range(side)]
     wide = width >= height
     return [row * side + column for row in range(side) for column in range(side) if padded[row if wide else column]]
-
-
-def viewed_area(width: int, height: int, image_processor: Any) -> tuple[float, float, float, float]:
-    """What of an image the tower sees: (left, top, right, bottom) in pixels, beyond the image where it is padded."""
-    seen_width, seen_height = float(width), float(height)
-    if getattr(image_processor, "do_pad", False):
-        seen_width = seen_height = float(max(width, height))
-    elif image_processor.do_center_crop and image_processor.size.shortest_edge:
-        scale = min(width, height) / image_processor.size.shortest_edge
-        seen_width, seen_height = image_processor.crop_size.width * scale, image_processor.crop_size.height * scale
-    left, top = (width - seen_width) / 2, (height - seen_height) / 2
-    return left, top, left + seen_width, top + seen_height
-
-
-class LlavaAdapter:
-    """Any transformers checkpoint of `LlavaForConditionalGeneration` with a CLIP-type tower."""
-
-    pruner_params: Mapping[str, float] = {}
-    position_axes = 1
-
-    def __init__(self, model: Any, processor: Any) -> None:
-        config = model.config
-        self.model = model
-        self.language_model = model.model.language_model
-        self.lm_head = model.lm_head
-        self.chat = ChatProcessor(processor, {processor.image_token: config.image_token_id})
-        self.context_length: int = config.text_config.max_position_embeddings
-        self.eos_ids = eos_ids(model)
-        self.embeddings = model.get_input_embeddings()
-        self._side = config.vision_config.image_size // config.vision_config.patch_size
-        self.has_cls_token = config.vision_feature_select_strategy == "default"
-        self.vision_tokens: int | None = self._side**2
-
-    @classmethod
-    def load(cls, checkpoint: Checkpoint) -> Self:
-        """Read model and processor from a checkpoint, safetensors only."""
-        processor = AutoProcessor.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.trust_remote_code)
-        return cls(load_model(checkpoint), processor)
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return self.chat.tokenizer
-
-    def tokenize(self, messages: Sequence[Message]) -> Prompt:
-        return self.chat.tokenize(messages)
-
-    def preprocess(self, image: Image) -> Mapping[str, Any]:
-        """pixel_values (3, H, W), `box`, and `allowed` (n,) bool where the processor pads to a square."""
-        image_processor = self.chat.image_processor
-        inputs: dict[str, Any] = {
-            "pixel_values": image_processor(image, return_tensors="pt").pixel_values[0],
-            "box": viewed_area(*image.size, image_processor),
-        }
-        if getattr(image_processor, "do_pad", False):
-            vision = self.model.config.vision_config
-            allowed = torch.ones(self._side**2, dtype=torch.bool)
-            allowed[padding_patches(*image.size, vision.image_size, vision.patch_size)] = False
-            inputs["allowed"] = allowed
-        return inputs
-
-    def preprocess_video(self, frames: Sequence[Image], fps: float) -> Mapping[str, Any]:
-        raise InvalidRequest("This model reads images, not videos; send frames as separate images.", param="messages")
-
-    @torch.inference_mode()
-    def encode(self, inputs: Sequence[Mapping[str, Any]], *, cls_attention: bool = False) -> list[ImageTokens]:
-        pixels = torch.stack([entry["pixel_values"] for entry in inputs])
-        features, tokens, attention = self._look(pixels, cls_attention)
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        grid = (self._side, self._side)
-        images = []
-        for i, entry in enumerate(inputs):
-            allowed = entry["allowed"].to(tokens.device) if "allowed" in entry else None
-            # Cloned, so that a cached image does not keep the whole batch alive.
-            cls_row = attention[i].clone() if attention is not None else None
-            region = Region(positions, features[i].clone(), grid, allowed, cls_row)
-            images.append(ImageTokens(tokens=tokens[i].clone(), regions=(region,), grid=grid, box=entry["box"]))
-        return images
-
-    @torch.inference_mode()
-    def question_embeddings(self, question: str) -> Tensor:
-        return embed(self.embeddings, self.chat.word_ids(visual_words(question)))
-
-    @torch.inference_mode()
-    def assemble(self, prompt: Prompt, images: Sequence[Kept]) -> AssembledPrompt:
-        embeddings = splice(self.embeddings, prompt, images)
-        positions = torch.arange(len(embeddings), device=embeddings.device)[None]
-        return AssembledPrompt(embeddings, positions, next_position=len(embeddings))
-
-    def _look(self, pixels: Tensor, cls_attention: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Pixels (B, 3, H, W) to features (B, n, d_v), projector outputs (B, n, d), CLS attention (B, n) if asked."""
-        core, config = self.model.model, self.model.config
-        pixels = pixels.to(self.embeddings.weight.device, self.embeddings.weight.dtype)
-        hidden = core.vision_tower(pixels, output_hidden_states=True, return_dict=True).hidden_states
-        layer = config.vision_feature_layer
-        first = 1 if self.has_cls_token else 0
-        if isinstance(layer, int):
-            features = hidden[layer][:, first:]
-        else:
-            features = torch.cat([hidden[index][:, first:] for index in layer], dim=-1)
-        attention = self._cls_attention(hidden) if cls_attention else None
-        return features, core.multi_modal_projector(features), attention
-
-    def _cls_attention(self, hidden: Sequence[Tensor]) -> Tensor:
-        """Attention of the CLS token over the patches in the tower's penultimate layer, mean over heads: (B, n).
-
-        Only the CLS row is computed, from that layer's own projections, so the tower keeps its fast attention.
-        """
-        layer = self.model.model.vision_tower.encoder.layers[-2]
-        attention = layer.self_attn
-        states = layer.layer_norm1(hidden[-3])
-        batch, length, width = states.shape
-        heads = attention.num_heads
-        query = attention.q_proj(states[:, 0]).view(batch, heads, 1, width // heads)
-        key = attention.k_proj(states).view(batch, length, heads, width // heads).transpose(1, 2)
-        scores = (query @ key.transpose(2, 3)).float() * (width // heads) ** -0.5
-        return scores.softmax(-1).mean(1)[:, 0, 1:]

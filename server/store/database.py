@@ -2,37 +2,29 @@
 
 import contextlib
 import errno
+import logging
 import os
 import secrets
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from covervlm.server.resources import StorageFull
+from covervlm.server.core.errors import StorageFull, StorageUnavailable
+from covervlm.server.store.schema import NewerSchema, migrate
 
-SCHEMA = """
-CREATE TABLE classifiers (
-    id TEXT PRIMARY KEY, owner TEXT NOT NULL, name TEXT NOT NULL, created REAL NOT NULL,
-    about TEXT NOT NULL, blob TEXT NOT NULL, size INTEGER NOT NULL, UNIQUE (owner, name)
-);
-CREATE TABLE jobs (
-    id TEXT PRIMARY KEY, owner TEXT NOT NULL, kind TEXT NOT NULL, state TEXT NOT NULL, created REAL NOT NULL,
-    finished REAL, progress TEXT NOT NULL, result TEXT, error TEXT
-);
-CREATE INDEX jobs_by_owner ON jobs (owner, created);
-CREATE TABLE sessions (
-    id TEXT PRIMARY KEY, owner TEXT NOT NULL, created REAL NOT NULL,
-    about TEXT NOT NULL, blob TEXT NOT NULL, size INTEGER NOT NULL, observed INTEGER NOT NULL, state BLOB NOT NULL
-);
-CREATE TABLE answers (
-    session TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE, key TEXT NOT NULL, number INTEGER NOT NULL,
-    digest TEXT NOT NULL, answer TEXT NOT NULL, PRIMARY KEY (session, key)
-);
-"""
-VERSION = 1
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+NAME = "covervlm.sqlite3"
+_OURS = ("blobs", "quarantine", "lost+found", "reserve", "traffic.sqlite3", "traffic.sqlite3-wal")
+_RESERVE = 8 * 1024**2
+"""Bytes of the disk that are set aside, because deleting takes room too."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class StoreError(Exception):
@@ -42,8 +34,9 @@ class StoreError(Exception):
 class Database:
     """May be used from any thread. Every commit is synced to disk before the call returns.
 
-    Files are complete before a row names them, and a start removes files that no row names, so a process may be
-    killed at any moment.
+    Files are complete before a row names them, and what is deleted is noted in the same transaction, so a process may
+    be killed at any moment. A start removes the files noted as deleted. Files that the database does not know are moved
+    to `quarantine`: the database may be older than they are, or lost.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -54,12 +47,19 @@ class Database:
         self._temporary = tempfile.TemporaryDirectory(prefix="covervlm-") if folder is None else None
         self.folder = Path(self._temporary.name) if self._temporary is not None else folder or Path()
         self._blobs = self.folder / "blobs"
+        self._reserve = self.folder / "reserve"
         self._lock = threading.RLock()
         try:
-            self._blobs.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._db = self._open(self.folder / "covervlm.sqlite3")
+            self._make_private()
+            self._db = self._open(self.folder / NAME)
+            self._tidy()
+            self.set_aside()
         except OSError as error:
             raise StoreError(f"the data folder {self.folder} cannot be used: {error.strerror or error}") from None
+        except NewerSchema:
+            raise StoreError(
+                f"the database in {self.folder} was written by a newer version; upgrade this server"
+            ) from None
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
                 raise StoreError(
@@ -68,7 +68,6 @@ class Database:
             raise StoreError(f"the data folder {self.folder} cannot be used: {error}") from None
         except sqlite3.DatabaseError as error:
             raise StoreError(f"the database in {self.folder} cannot be read: {error}") from None
-        self._remove_unnamed()
 
     def close(self) -> None:
         with self._lock:
@@ -76,33 +75,43 @@ class Database:
             if self._temporary is not None:
                 self._temporary.cleanup()
 
+    def _make_private(self) -> None:
+        """The folder and all that is in it for the server's user alone; a folder that others use keeps its mode."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if all(entry.name.startswith(NAME) or entry.name in _OURS for entry in self.folder.iterdir()):
+            _restrict(self.folder, 0o700)
+        self._blobs.mkdir(exist_ok=True)
+        _restrict(self._blobs, 0o700)
+        database = self.folder / NAME
+        os.close(os.open(database, os.O_RDWR | os.O_CREAT, 0o600))
+        log_file = self.folder / f"{NAME}-wal"
+        if database.stat().st_size == 0 and log_file.exists():
+            self._quarantine([log_file])  # SQLite would delete it
+        # What SQLite makes beside the database gets the database's mode.
+        for path in self.folder.glob(f"{NAME}*"):
+            _restrict(path, 0o600)
+
     @staticmethod
     def _open(path: Path) -> sqlite3.Connection:
         db = sqlite3.connect(path, timeout=1, isolation_level=None, check_same_thread=False)
-        db.row_factory = sqlite3.Row
-        # One process owns the file: sessions live in memory between snapshots. Locked for as long as it is open.
-        db.execute("PRAGMA locking_mode = EXCLUSIVE")
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute("PRAGMA secure_delete = ON")
-        db.execute("PRAGMA foreign_keys = ON")
-        db.execute("BEGIN IMMEDIATE")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
-            for statement in SCHEMA.split(";"):
-                db.execute(statement)
-            db.execute(f"PRAGMA user_version = {VERSION}")
-        db.execute("COMMIT")
-        if version > VERSION:
+        try:
+            db.row_factory = sqlite3.Row
+            # One process owns the file: sessions live in memory between snapshots. Locked for as long as it is open.
+            db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA secure_delete = ON")
+            db.execute("PRAGMA foreign_keys = ON")
+            migrate(db)
+        except BaseException:
             db.close()
-            raise StoreError(f"the database {path} was written by a newer version of the server")
-        path.chmod(0o600)
+            raise
         return db
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of the block or nothing. Raises StorageFull."""
-        with self._lock, _unless_full():
+        """All of the block or nothing. Raises StorageFull or StorageUnavailable."""
+        with self._lock, _storage_errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -112,32 +121,76 @@ class Database:
                     self._db.execute("ROLLBACK")
                 raise
 
+    def freeing(self, delete: Callable[[], Result]) -> Result:
+        """What `delete` returns; on a full disk it is tried again in the room that was set aside."""
+        try:
+            return delete()
+        except StorageFull:
+            self._reserve.unlink(missing_ok=True)
+            return delete()
+        finally:
+            self.set_aside()
+
+    def set_aside(self) -> None:
+        """Reserve room on the disk for deletions, unless there is none or it is reserved already."""
+        if not self._reserve.exists():
+            try:
+                with os.fdopen(os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, _RESERVE)
+            except OSError:
+                self._reserve.unlink(missing_ok=True)
+
     def row(self, query: str, *values: Any) -> sqlite3.Row | None:
-        with self._lock:
+        with self._lock, _storage_errors():
             return self._db.execute(query, values).fetchone()
 
     def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
-        with self._lock:
+        with self._lock, _storage_errors():
             return self._db.execute(query, values).fetchall()
 
-    def _remove_unnamed(self) -> None:
-        named = {row[0] for row in self.rows("SELECT blob FROM classifiers UNION SELECT blob FROM sessions")}
-        for path in self._blobs.iterdir():
-            if path.name not in named:
-                path.unlink()
+    def _tidy(self) -> None:
+        """Remove files whose deletion was cut short, and quarantine those that the database does not know."""
+        named = {row[0] for row in self.rows("SELECT blob FROM artifacts")}
+        unnamed = {path.name: path for path in self._blobs.iterdir() if path.name not in named}
+        deleted = self.rows("SELECT blob FROM deleted_blobs")
+        for row in deleted:
+            unnamed.pop(row[0], None)
+            self.remove_blob(row[0])
+        if deleted:
+            with self.transaction() as db:
+                db.execute("DELETE FROM deleted_blobs")
+        self._quarantine(unnamed.values())
+        missing = sum(not (self._blobs / name).is_file() for name in named)
+        if missing:
+            log.error(
+                "%d files that the database in %s names are missing from %s; restore them from a backup",
+                missing,
+                self.folder,
+                self._blobs,
+            )
+
+    def _quarantine(self, files: Iterable[Path]) -> None:
+        files = list(files)
+        if files:
+            place = self.folder / "quarantine" / time.strftime("%Y-%m-%dT%H-%M-%S")
+            place.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for path in files:
+                path.rename(place / path.name)
+            log.warning("%d files that the database does not name were moved to %s", len(files), place)
 
     def write_blob(self, data: bytes) -> str:
         """Store bytes in a file of their own and return its name; the caller's next call must name it in a row.
 
-        Raises StorageFull.
+        Raises StorageFull or StorageUnavailable.
         """
         name = f"{secrets.token_hex(16)}.safetensors"
         # A file that was cut short by a crash is named by no row.
         try:
-            with _unless_full():
+            with _storage_errors():
                 self._write(name, data)
         except BaseException:
-            self.remove_blob(name)
+            with contextlib.suppress(OSError):
+                self.remove_blob(name)
             raise
         return name
 
@@ -160,26 +213,43 @@ class Database:
         (self._blobs / name).unlink(missing_ok=True)
 
     def forget_blob(self, blob: str) -> None:
-        """Remove the file of a row just deleted, and the row's pages from the write-ahead log."""
-        self.remove_blob(blob)
+        """Remove a file noted in `deleted_blobs`, and from the write-ahead log what was deleted with it."""
+        try:
+            self.remove_blob(blob)
+        except OSError as error:
+            log.error("the deleted file %s stays until the next start: %s", blob, error)
         self.truncate_log()
 
     def truncate_log(self) -> None:
-        """What was deleted leaves the write-ahead log too."""
-        with self._lock:
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        """Remove what was deleted from the write-ahead log too; where that fails, the next call does it."""
+        try:
+            with self._lock:
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.OperationalError as error:
+            log.error("the write-ahead log of %s cannot be emptied; deleted data stays in it: %s", self.folder, error)
+
+
+def _restrict(path: Path, mode: int) -> None:
+    """Set the mode if the server may: on a volume, files may belong to somebody else."""
+    with contextlib.suppress(PermissionError):
+        path.chmod(mode)
 
 
 @contextlib.contextmanager
-def _unless_full() -> Iterator[None]:
-    """Tells a full disk from other failures. Raises StorageFull."""
+def _storage_errors() -> Iterator[None]:
+    """Turns a full disk into StorageFull, and any other failure of the disk into StorageUnavailable.
+
+    A folder may have become read-only, be gone, or belong to somebody else since the start.
+    """
     try:
         yield
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
-            raise
-        raise StorageFull from error
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            raise StorageFull from error
+        log.error("the database cannot be used: %s", error)
+        raise StorageUnavailable from error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise StorageFull from error
+        if error.errno in _FULL:
+            raise StorageFull from error
+        log.error("the data folder cannot be used: %s", error)
+        raise StorageUnavailable from error

@@ -1,13 +1,10 @@
-"""What the store keeps, as values: classifiers, jobs, sessions, and answers under idempotency keys."""
+"""What the store keeps, as values: artifacts, jobs, and answers under idempotency keys."""
 
 import json
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
-
-ANONYMOUS = "anonymous"
-"""Owner of everything that is made without an API key."""
 
 JOB_STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 
@@ -16,65 +13,64 @@ RESTARTED = {"code": "server_restarted", "message": "The server was restarted wh
 
 
 @dataclass(frozen=True)
-class Classifier:
-    """A named classifier; `about` describes it, its tensors are in the file `blob`."""
+class Artifact:
+    """A trained thing. kind: what it is, e.g. "classifier" or "stream". method: by which it was or is trained.
 
-    id: str
-    owner: str
-    name: str
-    created: float
-    about: Mapping[str, Any]
-    blob: str
-    size: int
-
-    @classmethod
-    def from_row(cls, row: sqlite3.Row) -> Self:
-        return cls(**{**dict(row), "about": json.loads(row["about"])})
-
-
-@dataclass(frozen=True)
-class Job:
-    """A piece of work as its owner sees it; `error` has `code` and `message`."""
+    version: counts those of one name from 1. card: all about it that people are told. blob: the file of its tensors,
+    which never change, and its size in bytes. state: what does change, as of the last snapshot, in which `observed`
+    images are. Lists hold no states.
+    """
 
     id: str
     owner: str
     kind: str
+    method: str | None
+    name: str | None
+    version: int
+    created: float
+    blob: str
+    size: int
+    observed: int
+    card: Mapping[str, Any]
+    state: bytes = b""
+
+    @property
+    def reference(self) -> str:
+        """What names this very version, and its id where it has no name."""
+        return self.id if self.name is None else f"{self.name}@{self.version}"
+
+    @classmethod
+    def from_row(cls, row: sqlite3.Row) -> Self:
+        return cls(**{**dict(row), "card": json.loads(row["card"])})
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A piece of work as its owner sees it; `error` has `code` and `message`. Lists hold no results."""
+
+    id: str
+    owner: str
+    kind: str
+    method: str | None
     state: str
     created: float
     finished: float | None = None
     progress: Mapping[str, Any] = field(default_factory=dict)
-    result: Mapping[str, Any] | None = None
     error: Mapping[str, str] | None = None
+    result: Mapping[str, Any] | None = None
 
     @classmethod
     def from_row(cls, row: sqlite3.Row) -> Self:
-        decoded = {name: json.loads(row[name]) for name in ("progress", "result", "error") if row[name] is not None}
-        return cls(**{**dict(row), **decoded})
+        values = dict(row)
+        decoded = {name: json.loads(values[name]) for name in ("progress", "error", "result") if values.get(name)}
+        return cls(**{**values, **decoded})
 
 
 @dataclass(frozen=True)
-class Answer:
+class KeyedAnswer:
     """What an idempotency key was answered with; `digest` tells a retry from another request under the same key."""
 
     key: str
     number: int
     digest: str
     answer: str
-
-
-@dataclass(frozen=True)
-class Session:
-    """A stream at its last snapshot: `observed` images are in `state`."""
-
-    id: str
-    owner: str
-    created: float
-    about: Mapping[str, Any]
-    blob: str
-    size: int
-    observed: int
-    state: bytes
-
-    @classmethod
-    def from_row(cls, row: sqlite3.Row) -> Self:
-        return cls(**{**dict(row), "about": json.loads(row["about"])})

@@ -38,7 +38,7 @@ export async function prune(asked, access) {
   return (await response.json()).images[0];
 }
 
-// Streams an answer. Calls onText(piece) as text comes in.
+// Streams an answer, by a schema if there is one. Calls onText(piece) as text comes in.
 // Resolves to { firstToken, total, promptTokens, image }, times in milliseconds.
 export async function chat(asked, access, onText) {
   const body = {
@@ -48,6 +48,7 @@ export async function chat(asked, access, onText) {
     stream: true,
     stream_options: { include_usage: true },
   };
+  if (asked.schema) body.response_format = { type: "json_schema", json_schema: { name: "answer", schema: asked.schema, strict: true } };
   const start = performance.now();
   const response = await post("v1/chat/completions", body, access);
   const result = { firstToken: null, total: null, promptTokens: null, image: null };

@@ -14,6 +14,7 @@ const panels = { pruned: element("pruned"), full: element("full") };
 
 let model = "";
 let picture = null; // the chosen image, loaded, with its data URL as src
+let choosing = null; // stands for the latest choice of a picture
 let preview = null; // { timer, controller } of the preview that is under way
 let running = null; // AbortController of the answers that are under way
 
@@ -40,7 +41,7 @@ function addExample({ url, question: text }, number) {
   const image = Object.assign(new Image(), { src: url, alt: `Example ${number + 1}: ${text}` });
   choice.addEventListener("change", () => {
     question.value = text;
-    guarded(async () => choose(await dataUrl(await (await fetch(url)).blob())));
+    guarded(() => choose(async () => dataUrl(await (await fetch(url)).blob())));
   });
   label.append(choice, image);
   element("examples").append(label);
@@ -80,24 +81,28 @@ function listen() {
 function chooseFile(file) {
   if (!file) return;
   guarded(async () => {
-    await choose(await dataUrl(file));
+    if (!(await choose(() => dataUrl(file)))) return;
     element("drop-text").textContent = file.name || "Pasted picture";
     for (const choice of element("examples").querySelectorAll("input")) choice.checked = false;
   });
 }
 
-async function choose(url) {
-  const image = Object.assign(new Image(), { src: url });
+// Takes the picture whose data URL `load` brings; false where another was chosen meanwhile, which then counts.
+async function choose(load) {
+  const mine = (choosing = {});
+  const image = Object.assign(new Image(), { src: await load() });
   try {
     await image.decode();
   } catch {
-    throw new ApiError("This file is no picture that the browser can show.", 0);
+    if (choosing === mine) throw new ApiError("This file is not a picture that the browser can show.", 0);
   }
+  if (choosing !== mine) return false;
   running?.abort();
   picture = image;
   element("ask").disabled = false;
   for (const panel of Object.values(panels)) reset(panel);
   requestPreview();
+  return true;
 }
 
 function dataUrl(blob) {
@@ -112,9 +117,10 @@ function dataUrl(blob) {
 // Shows which patches would be kept, a moment after the last change; nothing is generated for that.
 function requestPreview() {
   cancelPreview();
+  element("error").hidden = true;
   if (!picture || !question.value.trim() || running) return;
   const controller = new AbortController();
-  const timer = setTimeout(() => guarded(() => showKept(controller.signal)), PREVIEW_DELAY);
+  const timer = setTimeout(() => reported(() => showKept(controller.signal)), PREVIEW_DELAY);
   preview = { timer, controller };
 }
 
@@ -158,7 +164,9 @@ async function answer(panel, pruning, signal) {
   const text = panel.querySelector(".answer");
   text.classList.add("busy");
   try {
-    const result = await chat(asked(pruning), { key: key.value, signal }, (piece) => text.append(text.textContent ? piece : piece.trimStart()));
+    const request = { ...asked(pruning), schema: schema() };
+    const result = await chat(request, { key: key.value, signal }, (piece) => text.append(text.textContent ? piece : piece.trimStart()));
+    if (request.schema) text.textContent = indented(text.textContent);
     showImage(panel, result.image);
     showTimes(panel, result);
     return result;
@@ -170,6 +178,24 @@ async function answer(panel, pruning, signal) {
 function asked(pruning) {
   const named = { method: method.value, ...pruning };
   return { model, question: question.value, image: picture.src, pruning: { ...named, return_indices: true } };
+}
+
+// The schema in the form, if there is one.
+function schema() {
+  const text = element("schema").value.trim();
+  try {
+    return text && JSON.parse(text);
+  } catch (error) {
+    throw new ApiError(`The schema is not JSON: ${error.message}.`, 0);
+  }
+}
+
+function indented(text) {
+  try {
+    return JSON.stringify(JSON.parse(text), null, 2);
+  } catch {
+    return text; // it was cut off at its longest
+  }
 }
 
 function reset(panel) {
@@ -240,9 +266,14 @@ function showBudget() {
   budget.setAttribute("aria-valuetext", text);
 }
 
-// Runs an action and shows what goes wrong with it; what was called off is no error.
+// Runs what somebody asked for: what went wrong before is no longer shown.
 async function guarded(action) {
   element("error").hidden = true;
+  await reported(action);
+}
+
+// Runs an action and shows what goes wrong with it; an action that was aborted is not an error.
+async function reported(action) {
   try {
     await action();
   } catch (error) {

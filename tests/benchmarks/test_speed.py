@@ -9,7 +9,7 @@ from PIL import Image
 from speed.streamed import Streamed, ask, chat_body, http_client
 
 from covervlm.server import create_app
-from covervlm.server.engines.base import GenerationChunk
+from covervlm.server.core.generation import GenerationChunk
 from covervlm.server.settings import Settings
 from tests.server.api.live import live_server
 from tests.server.api.scripted import ScriptedEngine

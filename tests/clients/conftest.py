@@ -63,8 +63,6 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
-    monkeypatch.setattr("covervlm.clients.client.sleep", slept.append)
-    monkeypatch.setattr("covervlm.clients.async_client.sleep", sleep)
-    monkeypatch.setattr("covervlm.clients.watching.sleep", slept.append)
-    monkeypatch.setattr("covervlm.clients.watching.async_sleep", sleep)
+    monkeypatch.setattr("covervlm.clients.calls.sleep", slept.append)
+    monkeypatch.setattr("covervlm.clients.calls.async_sleep", sleep)
     return slept

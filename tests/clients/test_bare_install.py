@@ -39,7 +39,7 @@ def run(bare, tmp_path):
 def test_nothing_of_the_server_is_installed(run):
     listed = run("pip", "list", "--format", "freeze").stdout.lower()
     names = {line.partition("==")[0] for line in listed.splitlines()}
-    assert {"covervlm", "httpx", "pillow"} <= names
+    assert {"covervlm", "httpx", "httpx-sse", "pillow"} <= names
     assert not names & {"torch", "numpy", "pydantic", "fastapi", "transformers", "uvicorn", "tqdm"}
 
 

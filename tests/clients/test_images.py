@@ -7,8 +7,8 @@ import numpy
 import pytest
 from PIL import Image
 
+from covervlm.clients.conversations import user
 from covervlm.clients.images import data_url, pil_image, sources
-from covervlm.clients.messages import user
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,16 @@ import numpy
 import openai
 import pytest
 import torch
+from clip_space.class_proxies import class_proxies
 from demo_model.scenes import COLOR_NAMES
 from safetensors.torch import load
 
 from covervlm import clients
 from covervlm.clients import AsyncClient, Client
 from covervlm.server import create_app
-from covervlm.server.clip.encoder import ClipEncoder
-from covervlm.server.clip.inmap import fit_vision_proxies
-from covervlm.server.clip.onzeta import OnlineZeroShot
+from covervlm.server.clip.encoder.encoder import ClipEncoder
+from covervlm.server.clip.methods.inmap import fit_vision_proxies
+from covervlm.server.clip.methods.onzeta import OnlineZeroShot
 from covervlm.server.demo import clip_path
 from covervlm.server.settings import Settings
 from tests.server.api.clip_app import COLORS, SHAPES, scenes
@@ -101,20 +102,20 @@ def test_one_text_or_picture_is_a_list_of_one(ask, tmp_path):
 
 def test_labels_are_the_encoders(ask, encoder, features):
     answers = ask(lambda client: client.classify(PICTURES, SHAPES, top=3))
-    probabilities = torch.softmax(features @ encoder.class_proxies(SHAPES) / encoder.temperature, dim=1)
+    probabilities = torch.softmax(features @ class_proxies(encoder.embed_texts, SHAPES) / encoder.temperature, dim=1)
     for answer, row in zip(answers, probabilities, strict=True):
         best = row.topk(3)
         assert [label for label, _ in answer.top] == [SHAPES[i] for i in best.indices]
         assert [p for _, p in answer.top] == pytest.approx(best.values.tolist(), abs=1e-4)
-        assert (answer.label, answer.probability) == answer.top[0]
+        assert (answer.label, answer.confidence) == answer.top[0]
     assert [answer.index for answer in answers] == list(range(12))
 
 
 def test_templates_reach_the_server(ask, encoder, features):
     [answer] = ask(lambda client: client.classify(PICTURES[0], SHAPES, templates=["a photo of a {}"]))
-    proxies = encoder.class_proxies(SHAPES, ["a photo of a {}"])
+    proxies = class_proxies(encoder.embed_texts, SHAPES, ["a photo of a {}"])
     expected = torch.softmax(features[0] @ proxies / encoder.temperature, dim=0)
-    assert answer.probability == pytest.approx(float(expected.max()), abs=1e-4)
+    assert answer.confidence == pytest.approx(float(expected.max()), abs=1e-4)
 
 
 def sources_of(features, ask, tmp_path):
@@ -136,21 +137,23 @@ def sources_of(features, ask, tmp_path):
 
 
 def test_classifiers_learn_the_same_from_every_source(ask, fitted, encoder, features, tmp_path):
-    expected = fit_vision_proxies(features, encoder.class_proxies(SHAPES), iterations=50)
+    expected = fit_vision_proxies(features, class_proxies(encoder.embed_texts, SHAPES), iterations=50)
     for way, arguments in sources_of(features, ask, tmp_path).items():
         name = fitted(f"{ask.kind}-{way}", **arguments)
-        assert name == f"{ask.kind}-{way}"
+        assert name == f"{ask.kind}-{way}@1"
         file = ask(lambda client, name=name: client.classifiers.download(name))
         torch.testing.assert_close(load(file)["proxies"], expected, atol=1e-4, rtol=0)
 
 
 def test_a_classifier_labels_is_looked_at_listed_moved_and_deleted(ask, fitted, encoder, features, tmp_path):
     name = fitted(f"{ask.kind}-kept", images=PICTURES)
-    expected = (features @ fit_vision_proxies(features, encoder.class_proxies(SHAPES), iterations=50)).argmax(1)
+    expected = (
+        features @ fit_vision_proxies(features, class_proxies(encoder.embed_texts, SHAPES), iterations=50)
+    ).argmax(1)
     answers = ask(lambda client: client.classify(PICTURES, classifier=name))
     assert [SHAPES.index(answer.label) for answer in answers] == expected.tolist()
     card = ask(lambda client: client.classifiers.get(name))
-    assert (card.name, card.classes, card.about["images"]) == (name, tuple(SHAPES), 12)
+    assert (f"{card.name}@{card.version}", card.classes, card.about["images"]) == (name, tuple(SHAPES), 12)
     assert card in ask(lambda client: client.classifiers.list())
     path = tmp_path / "classifier.safetensors"
     path.write_bytes(ask(lambda client: client.classifiers.download(name)))
@@ -170,34 +173,34 @@ def test_a_forgotten_upload_is_gone(ask, features):
 
 
 def test_a_session_labels_as_onzeta_does_and_a_repeated_key_teaches_nothing(ask, encoder, features):
-    stream = OnlineZeroShot(encoder.class_proxies(SHAPES), 10)
+    stream = OnlineZeroShot(class_proxies(encoder.embed_texts, SHAPES), 10)
     expected = [stream.observe(row).combined for row in features]
-    session = ask(lambda client: client.sessions.create(SHAPES, 10))
-    first = ask(lambda client: client.sessions.observe(session, PICTURES[:1], top=8))
+    session = ask(lambda client: client.streams.create(SHAPES, 10))
+    first = ask(lambda client: client.streams.observe(session, PICTURES[:1], top=8))
     key = f"{ask.kind}-second"
-    rest = ask(lambda client: client.sessions.observe(session.id, PICTURES[1:], top=8, idempotency_key=key))
-    assert ask(lambda client: client.sessions.observe(session, PICTURES[1:], top=8, idempotency_key=key)) == rest
+    rest = ask(lambda client: client.streams.observe(session.id, PICTURES[1:], top=8, idempotency_key=key))
+    assert ask(lambda client: client.streams.observe(session, PICTURES[1:], top=8, idempotency_key=key)) == rest
     for answer, row in zip(first + rest, expected, strict=True):
         assert answer.top[0] == (SHAPES[int(row.argmax())], pytest.approx(float(row.max()), abs=1e-4))
     assert [answer.index for answer in first + rest] == list(range(12))
-    state = ask(lambda client: client.sessions.get(session))
+    state = ask(lambda client: client.streams.get(session))
     assert (state.observed, state.horizon, state.past_horizon, state.classes) == (12, 10, True, tuple(SHAPES))
     with pytest.raises(clients.ConflictError):
-        ask(lambda client: client.sessions.observe(session, PICTURES[:1], idempotency_key=key))
+        ask(lambda client: client.streams.observe(session, PICTURES[:1], idempotency_key=key))
 
 
 def test_a_snapshot_takes_a_session_back(ask, tmp_path):
-    session = ask(lambda client: client.sessions.create(SHAPES, 10, parameters={"beta": 0.5}))
+    session = ask(lambda client: client.streams.create(SHAPES, 10, parameters={"beta": 0.5}))
     assert session.parameters["beta"] == 0.5
-    ask(lambda client: client.sessions.observe(session, PICTURES[:3]))
+    ask(lambda client: client.streams.observe(session, PICTURES[:3]))
     path = tmp_path / "session.safetensors"
-    path.write_bytes(ask(lambda client: client.sessions.snapshot(session)))
-    ask(lambda client: client.sessions.observe(session, PICTURES[3:]))
-    assert ask(lambda client: client.sessions.restore(session, path)).observed == 3
-    assert session.id in [other.id for other in ask(lambda client: client.sessions.list())]
-    ask(lambda client: client.sessions.delete(session))
+    path.write_bytes(ask(lambda client: client.streams.snapshot(session)))
+    ask(lambda client: client.streams.observe(session, PICTURES[3:]))
+    assert ask(lambda client: client.streams.restore(session, path)).observed == 3
+    assert session.id in [other.id for other in ask(lambda client: client.streams.list())]
+    ask(lambda client: client.streams.delete(session))
     with pytest.raises(clients.NotFoundError):
-        ask(lambda client: client.sessions.get(session))
+        ask(lambda client: client.streams.get(session))
 
 
 def test_clusters_show_the_aspect_that_is_named(ask):
@@ -262,7 +265,7 @@ def test_refusals_name_the_field(ask):
 
 
 def test_a_file_written_without_numpy_is_numpys(ask):
-    from covervlm.clients.matrices import matrix_file
+    from covervlm.clients.embeddings import matrix_file
 
     embeddings = ask(lambda client: client.embed_images(PICTURES))
     read = numpy.load(io.BytesIO(matrix_file(embeddings)), allow_pickle=False)

@@ -214,7 +214,7 @@ def test_an_image_that_is_not_there_is_an_error_of_the_argument(script):
 
 
 def test_an_image_without_end_is_given_up(script, monkeypatch):
-    monkeypatch.setattr("covervlm.clients.web_images.LARGEST_DOWNLOAD", 10)
+    monkeypatch.setattr("covervlm.clients.calls.LARGEST_DOWNLOAD", 10)
     with httpx.Client(transport=httpx.MockTransport(script(httpx.Response(200, content=b"x" * 11)))) as http:
         client = Client("http://host", model="demo", http_client=http)
         with pytest.raises(ValueError, match="more than 10 bytes"):
@@ -251,11 +251,11 @@ def client(request):
 
 
 def test_all_tries_of_an_observation_carry_one_key_and_other_calls_another(client, script, waits):
-    answer = {"data": [{"index": 0, "label": "a", "probability": 1.0, "top": [{"label": "a", "probability": 1.0}]}]}
+    answer = {"data": [{"index": 0, "label": "a", "confidence": 1.0, "top": [{"label": "a", "probability": 1.0}]}]}
     calls = script(httpx.ReadError("reset"), refusal(503), *[httpx.Response(200, json=answer) for _ in range(2)])
     asked = client(calls)
     for _ in range(2):
-        [label] = asked.sessions.observe("s-1", b"picture")
+        [label] = asked.streams.observe("s-1", b"picture")
         assert label == clients.Classification(0, "a", 1.0, (("a", 1.0),))
     first, second, third, other = [request.headers["idempotency-key"] for request in calls.requests]
     assert first == second == third != other
@@ -263,7 +263,7 @@ def test_all_tries_of_an_observation_carry_one_key_and_other_calls_another(clien
 
 def test_what_makes_something_new_is_sent_again_only_where_it_cannot_have_begun(client, script, waits):
     calls = script(httpx.ConnectError("refused"), refusal(429), refusal(503), httpx.Response(201, json=SESSION))
-    assert client(calls).sessions.create(["a", "b"], 5).id == "s-1"
+    assert client(calls).streams.create(["a", "b"], 5).id == "s-1"
     assert len(waits) == 3
 
 
@@ -271,7 +271,7 @@ def test_what_makes_something_new_is_sent_again_only_where_it_cannot_have_begun(
 @pytest.mark.parametrize("name", ["session", "clustering", "classifier", "upload", "copy"])
 def test_what_makes_something_new_is_not_sent_again_where_it_may_have_begun(client, script, waits, step, name):
     make = {
-        "session": lambda client: client.sessions.create(["a", "b"], 5),
+        "session": lambda client: client.streams.create(["a", "b"], 5),
         "clustering": lambda client: client.cluster([b"a", b"b"], "color"),
         "classifier": lambda client: client.classifiers.fit("mine", ["a", "b"], [b"a"]),
         "upload": lambda client: client.classifiers.upload_embeddings(b"file"),

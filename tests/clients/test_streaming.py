@@ -99,6 +99,31 @@ def test_events_may_be_cut_anywhere_and_mixed_with_comments():
     assert stream.answer.usage.prompt_tokens == 9
 
 
+def test_an_event_ends_where_the_standard_says_and_nowhere_else():
+    """U+2028 and U+0085 are part of the text, lines of data belong together, and what has no data is no event."""
+    told = chunk([piece("a\u2028b\x85c")], usage=None)
+    pretty = json.dumps(chunk([], usage=USAGE), indent=1).replace("\n", "\ndata:")
+    parts = [
+        f"id: 7\ndata: {json.dumps(told, ensure_ascii=False)}\n\n",
+        ": still here\n\n",
+        f"event: usage\ndata:{pretty}\n\n",
+        "retry: 3\n\n",
+        "data: [DONE]\n\n",
+    ]
+    stream, _ = stream_of(*(part.encode() for part in parts))
+    assert list(stream) == ["a\u2028b\x85c"]
+    assert stream.answer.usage == clients.Usage(9, 2, 4, 5)
+
+
+def test_what_is_no_event_stream_is_an_error_of_form():
+    response = httpx.Response(200, html="<p>Log in first.</p>")
+    with httpx.Client(transport=httpx.MockTransport(lambda request: response)) as http:
+        stream = Client("http://host", model="demo", http_client=http).stream(None, "Hello")
+        with pytest.raises(clients.ResponseFormatError, match="text/html"):
+            list(stream)
+    assert response.is_closed
+
+
 def test_the_report_is_known_from_the_first_piece_on():
     stream, _ = stream_of(*sse(*EVENTS))
     assert stream.images == ()
@@ -177,3 +202,15 @@ async def test_the_async_stream_raises_failures_where_they_come():
     stream, _ = async_stream_of(*sse(*EVENTS[:2], done=False))
     with pytest.raises(clients.APIConnectionError, match="broke off"):
         [text async for text in stream]
+
+
+async def test_the_blocking_stream_works_beside_a_running_event_loop_too():
+    """As in a notebook, whose cells run on one."""
+    stream, body = stream_of(*sse(*EVENTS))
+    assert list(stream) == ["a", " ring"]
+    assert body.closed
+    stream, body = stream_of(*sse(*EVENTS))
+    with stream:
+        assert next(iter(stream)) == "a"
+    del stream
+    assert body.closed

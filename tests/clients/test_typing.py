@@ -11,23 +11,28 @@ CLIENTS = Path(__file__).parents[2] / "clients"
 PROGRAM = """
 import asyncio
 from typing import assert_type
-from covervlm.clients import AsyncClient, ChatAnswer, Classification, Client, Clustering, Embeddings, Job, Stream
+from covervlm.clients import AsyncClient, AsyncStream, ChatAnswer, Classification, Client, Clustering, Embeddings, Job
+from covervlm.clients import ImageStream, Stream
 
 client = Client()
 assert_type(client.chat("a.png", "What?", keep_tokens=4), ChatAnswer)
-assert_type(client.stream(None, "What?"), Stream)
+assert_type(client.stream(None, "What?", schema=int), Stream)
+assert_type(client.chat_messages([], schema={"type": "object"}), ChatAnswer)
 assert_type(client.classify(["a.png"], ["a", "b"]), list[Classification])
 job = client.cluster(["a.png", b"png"], "color")
 assert_type(job, Job[Clustering])
 assert_type(client.jobs.wait(job), Clustering)
 assert_type(client.jobs.wait(client.classifiers.fit("mine", ["a"], "a.png")), str)
-assert_type(client.sessions.snapshot("id"), bytes)
+assert_type(client.streams.snapshot("id"), bytes)
 
 async def main() -> None:
     client = AsyncClient()
     task = asyncio.create_task(client.embed_texts("a star"))
     assert_type(await task, Embeddings)
     assert_type(await client.jobs.wait(await client.cluster(["a.png"], "color")), Clustering)
+    assert_type(client.stream(None, "What?", keep_tokens=[4]), AsyncStream)
+    assert_type(await client.classifiers.fit("mine", ["a"], "a.png"), Job[str])
+    assert_type(await client.streams.restore("id", b"state"), ImageStream)
 """
 
 

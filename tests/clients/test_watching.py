@@ -82,7 +82,7 @@ def test_the_time_for_all_of_it_ends_the_waiting_but_not_the_job(wait, script):
 
 def test_time_that_is_up_is_noticed_between_two_states(wait, script, monkeypatch):
     clock = [0.0, 0.0, 1.0, 6.0]
-    monkeypatch.setattr("covervlm.clients.watching.monotonic", lambda: clock.pop(0) if len(clock) > 1 else clock[0])
+    monkeypatch.setattr("covervlm.clients.jobs.monotonic", lambda: clock.pop(0) if len(clock) > 1 else clock[0])
     with pytest.raises(clients.APITimeoutError):
         wait(script(events(*[state("running", share) for share in (0.1, 0.2, 0.3)])), timeout=5)
 

@@ -3,14 +3,18 @@
 import itertools
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import kubernetes_validate
 import pytest
 import yaml
+from starlette.testclient import TestClient
 
-from covervlm.server.settings import Settings
+from covervlm.server import create_app
+from covervlm.server.settings import MIB, Settings
 from tests.docker.dashboard import DASHBOARD, DOCKER, queries
+from tests.server.api.scripted import ScriptedEngine
 
 KUBERNETES = "1.33"
 COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text())
@@ -80,6 +84,72 @@ def test_compose_sets_only_settings_and_stops_late_enough(monkeypatch):
     service = COMPOSE["services"]["covervlm"]
     assert all(name.removeprefix("COVERVLM_").lower() in Settings.model_fields for name in service["environment"])
     assert int(service["stop_grace_period"].removesuffix("s")) > Settings().drain_seconds + Settings().shutdown_timeout
+
+
+def rendered(value: str, **environment: str) -> str:
+    """A value of the compose file as Compose reads it."""
+    filled = re.sub(r"(?<!\$)\$\{(\w+):-([^}]*)\}", lambda found: environment.get(found[1]) or found[2], value)
+    return filled.replace("$$", "$")
+
+
+def metrics_status(settings: Settings, token: str) -> int:
+    client = TestClient(create_app(settings, ScriptedEngine()))
+    return client.get("/metrics", headers={"Authorization": f"Bearer {token}"}).status_code
+
+
+@pytest.mark.parametrize("environment", [{}, {"COVERVLM_METRICS_TOKEN": "it's $HOME"}], ids=["default", "own"])
+@pytest.mark.parametrize("key", ["", "sesame"], ids=["no keys", "keys"])
+def test_composes_prometheus_sends_the_token_that_composes_server_takes(tmp_path, monkeypatch, key, environment):
+    given = {**environment, "COVERVLM_API_KEY": key}
+    service, prometheus = COMPOSE["services"]["covervlm"], COMPOSE["services"]["prometheus"]
+    for name, value in service["environment"].items():
+        monkeypatch.setenv(name, rendered(value, **given))
+    [job] = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    place = job["authorization"]["credentials_file"]
+    (tmp_path / "prometheus").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "prometheus").chmod(0o755)
+    *shell, script = (rendered(word) for word in prometheus["entrypoint"])
+    done = subprocess.run(
+        [*shell, script.replace(place, f"{tmp_path}/token")],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        | {name: rendered(value, **given) for name, value in prometheus["environment"].items()},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("--config.file=/etc/prometheus/prometheus.yml ")
+    token = (tmp_path / "token").read_text()
+    assert token == given.get("COVERVLM_METRICS_TOKEN", "covervlm-metrics")
+    assert metrics_status(Settings(clip_model="none"), token) == 200
+    assert metrics_status(Settings(clip_model="none"), "guessed") == 401
+
+
+def test_the_pod_monitor_finds_the_pods_their_port_and_the_token():
+    monitor = yaml.safe_load((DOCKER / "kubernetes/monitoring/podmonitor.yaml").read_text())
+    pods = manifest("Deployment")["spec"]["template"]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= pods["metadata"]["labels"].items()
+    [endpoint] = monitor["spec"]["podMetricsEndpoints"]
+    [container] = pods["spec"]["containers"]
+    assert endpoint["port"] in {port["name"] for port in container["ports"]}
+    credentials, secret = endpoint["authorization"]["credentials"], manifest("Secret")
+    assert credentials["name"] == secret["metadata"]["name"]
+    assert credentials["key"] in secret["stringData"]
+
+
+def test_a_pods_memory_holds_what_its_settings_allow(monkeypatch):
+    for name, value in manifest("ConfigMap")["data"].items():
+        monkeypatch.setenv(name, value)
+    settings = Settings()
+    [container] = manifest("Deployment")["spec"]["template"]["spec"]["containers"]
+    limit = container["resources"]["limits"]["memory"]
+    assert limit.endswith("Gi")
+    room = int(limit.removesuffix("Gi")) * 1024 * MIB - settings.max_inflight_bytes - settings.feature_cache_bytes
+    assert room >= 2048 * MIB
+
+
+def test_the_services_name_sets_no_option_of_a_pod():
+    """Kubernetes gives pods COVERVLM_PORT=tcp://10.0.0.1:80 for a service called covervlm."""
+    assert manifest("Deployment")["spec"]["template"]["spec"]["enableServiceLinks"] is False
 
 
 def test_the_base_image_is_pinned_to_a_version():

@@ -18,11 +18,14 @@ import pytest
 import yaml
 
 from covervlm.server.demo import example_scenes
+from covervlm.server.forecast.history import History
 from tests.docker.dashboard import DOCKER, queries, runnable
 from tests.server.api.clip_app import urls
+from tests.server.forecast.traffic import daily, minutes
 
 pytestmark = pytest.mark.dashboards
 SECONDS = 120
+TOKEN = "scraped"
 CLASSES = ["circle", "square", "triangle"]
 
 
@@ -36,12 +39,22 @@ def running(*command: str, stderr: int = subprocess.DEVNULL) -> Iterator[subproc
         process.wait(SECONDS)
 
 
+def seed(folder: Path) -> None:
+    """What a server would have counted in four weeks whose evenings were more than it bears."""
+    hours, now = 4 * 168, int(time.time() // 3600)
+    history = History(folder)
+    history.write(minutes(daily(hours), first=now - hours, bearable=400), now=now * 60)
+    history.close()
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The URL of `covervlm serve` on the demo model."""
+    """The URL of `covervlm serve` on the demo model, with a key, a token, and four weeks of traffic behind it."""
     command = [str(Path(sys.executable).with_name("covervlm")), "serve", "--port", "0", "--threads", "1"]
     folder = str(tmp_path_factory.mktemp("data"))
-    with running(*command, "--log-format", "json", "--data-dir", folder, stderr=subprocess.PIPE) as process:
+    seed(Path(folder))
+    keys = ("--api-key", "sesame", "--metrics-token", TOKEN)
+    with running(*command, *keys, "--log-format", "json", "--data-dir", folder, stderr=subprocess.PIPE) as process:
         for line in process.stderr:
             if "covervlm serves demo on " in line:
                 break
@@ -49,12 +62,20 @@ def server(tmp_path_factory):
         yield json.loads(line)["message"].split()[-1]
 
 
+def configuration(folder: Path) -> Path:
+    """The shipped one in a folder, with the token's file where compose.yaml has it written."""
+    shutil.copytree(DOCKER / "prometheus", folder, dirs_exist_ok=True)
+    (folder / "token").write_text(TOKEN)
+    config = folder / "prometheus.yml"
+    config.write_text(config.read_text().replace("/tmp/metrics-token", str(folder / "token")))
+    return config
+
+
 @pytest.fixture(scope="module")
 def prometheus(server, tmp_path_factory):
     """A client of a Prometheus that runs the shipped configuration, but scrapes this server, and every second."""
     folder = tmp_path_factory.mktemp("prometheus")
-    shutil.copytree(DOCKER / "prometheus", folder, dirs_exist_ok=True)
-    config = folder / "prometheus.yml"
+    config = configuration(folder)
     config.write_text(config.read_text().replace("scrape_interval: 15s", "scrape_interval: 1s"))
     targets = folder / "targets" / "covervlm.yml"
     targets.write_text(targets.read_text().replace("covervlm:8000", server.removeprefix("http://")))
@@ -100,8 +121,8 @@ def test_every_query_of_the_dashboard_returns_data_and_counts_are_what_was_sent(
     missing = {name: runnable(query, "20s") for name, query in queries().items()}
     assert len(missing) > 30
     chats, end = 0, time.monotonic() + SECONDS
-    with httpx.Client(base_url=server, timeout=SECONDS) as api:
-        api.post("/v1/zero_shot/sessions", json={"classes": CLASSES, "horizon": 10}).raise_for_status()
+    with httpx.Client(base_url=server, timeout=SECONDS, headers={"Authorization": "Bearer sesame"}) as api:
+        api.post("/v1/streams", json={"classes": CLASSES, "horizon": 10}).raise_for_status()
         while missing and time.monotonic() < end:
             chats += traffic(api, chats)
             missing = {name: query for name, query in missing.items() if not values(prometheus, query)}
@@ -113,7 +134,7 @@ def test_every_query_of_the_dashboard_returns_data_and_counts_are_what_was_sent(
     assert values(prometheus, "sum(covervlm_e2e_request_latency_seconds_count)") == [chats]
     assert values(prometheus, 'covervlm_vision_tokens_after_total{method="uniform"}') == [16 * chats / 3]
     assert values(prometheus, 'covervlm_vision_tokens_before_total{method="uniform"}') == [576 * chats / 3]
-    assert values(prometheus, "covervlm_sessions") == [1]
+    assert values(prometheus, "covervlm_streams") == [1]
 
 
 def test_no_alert_fires_for_a_healthy_server(prometheus):
@@ -123,8 +144,8 @@ def test_no_alert_fires_for_a_healthy_server(prometheus):
     assert {rule["state"] for rule in rules} == {"inactive"}
 
 
-def test_configuration_and_alerts_pass_promtool():
-    command = ["promtool", "check", "config", str(DOCKER / "prometheus" / "prometheus.yml")]
+def test_configuration_and_alerts_pass_promtool(tmp_path):
+    command = ["promtool", "check", "config", str(configuration(tmp_path))]
     assert "5 rules found" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

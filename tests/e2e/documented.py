@@ -17,6 +17,7 @@ PROGRAMS = (
     "kubectl",
     "vllm",
     "curl",
+    ".",
 )
 """The first words of what counts as a command."""
 

@@ -13,11 +13,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 SECONDS = 240
-LINKED = ("server", "benchmarks", "docker", "README.md", "pyproject.toml", "constraints.txt", "Makefile", ".venv")
+LINKED = ("server", "benchmarks", "docker", "README.md", "pyproject.toml", "Makefile", ".venv", ".venv-zoo")
+LINKED += ("constraints.txt", "constraints-zoo.txt")
 
 
 class Workspace:
-    """A folder that looks like the checkout, in which commands may write; `photo.jpg` and `photos/` are there too.
+    """A folder that looks like the checkout, in which commands may write.
 
     url: a live server, which stands for http://127.0.0.1:8000 and answers commands that name no server.
     """
@@ -29,15 +30,15 @@ class Workspace:
             if (ROOT / name).exists():
                 (folder / name).symlink_to(ROOT / name)
         (folder / "docs").mkdir()
-        scenes = sorted((ROOT / "server" / "demo" / "scenes").glob("*.png"))
-        (folder / "photo.jpg").write_bytes(scenes[0].read_bytes())
-        (folder / "photos").mkdir()
-        for scene in scenes:
-            (folder / "photos" / scene.name).write_bytes(scene.read_bytes())
 
     def shell(self, text: str) -> str:
         """A shell script's output; its failure is the test's."""
         return self._output(["bash", "-euo", "pipefail", "-c", self._here(text)])
+
+    def activated(self, text: str) -> str:
+        """The output of a script after README's own line that puts programs on the path, with nothing else on it."""
+        command = ["env", "-i", "PATH=/usr/bin:/bin", "bash", "-eu", "-c", f". .venv/bin/activate\n{text}"]
+        return self._output(command)
 
     def python(self, text: str) -> str:
         return self._output([sys.executable, "-c", self._here(text)])
@@ -52,6 +53,8 @@ class Workspace:
                 return self._output([str(BIN / "covervlm"), *arguments])
             case "python", [script, *options] if script.startswith("benchmarks/"):
                 return self._options_of([sys.executable, script], options)
+            case "", [script]:  # the name of "."
+                return self.shell(f". {script}")
             case "make", [target, *_]:
                 return self._output(["make", "-n", target, *arguments[1:]])
             case "pip", ["install", *wanted]:
@@ -106,13 +109,10 @@ def config_file(text: str) -> None:
 def _serve_options(options: list[str]) -> str:
     """The options of `covervlm serve`, which would not end by itself; the model may be one that only the web has."""
     from covervlm.server.cli import serve
-    from covervlm.server.settings import Settings
 
     parser = argparse.ArgumentParser()
     serve.add_arguments(parser)
-    parsed = parser.parse_args(options)
-    source = vars(parsed).pop("settings_source")
-    return repr(Settings(_cli_settings_source=source(parsed_args=parsed)))
+    return repr(serve.settings_of(parser.parse_args(options)))
 
 
 def _tested_beside_vllm(subcommand: str) -> str:

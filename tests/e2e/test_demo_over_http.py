@@ -135,7 +135,7 @@ async def test_sixteen_at_once_equal_one_at_a_time(url, chat, scene):
     for one, other in zip(together, alone, strict=True):
         # Sums of a batch are rounded in another order than those of one row.
         assert logprobs(one) == pytest.approx(logprobs(other), abs=1e-3)
-    assert sum(len(logprobs(answer)) for answer in alone) > 20
+    assert sum(len(logprobs(answer)) for answer in alone) > 15
 
 
 def test_prune_names_the_tokens_that_a_chat_keeps(client, chat, scene, url):
@@ -160,11 +160,19 @@ def test_several_images_have_a_budget_each(client, chat, scene):
     assert answer.usage.prompt_tokens_details.image_tokens == 50
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 2000), (2000, 1)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 140), (140, 1)])
 @pytest.mark.parametrize("pruning", [None, {"keep_tokens": 16}])
-def test_the_thinnest_images_are_answered(client, chat, size, pruning):
+def test_thin_images_are_answered(client, chat, size, pruning):
     answer = client.chat.completions.create(**chat("What is this?", Image.new("RGB", size, "red"), pruning=pruning))
     assert answer.usage.prompt_tokens_details.image_tokens == (16 if pruning else 576)
+
+
+@pytest.mark.parametrize("size", [(1, 2000), (2000, 1)])
+def test_images_that_resizing_would_blow_up_are_refused(client, chat, size):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(**chat("What is this?", Image.new("RGB", size, "red")))
+    assert refused.value.code == "image_too_large"
+    assert refused.value.param == "messages[0].content[0].image_url.url"
 
 
 def test_text_alone_is_answered(client, chat):

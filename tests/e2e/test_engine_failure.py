@@ -5,7 +5,7 @@ from starlette.testclient import TestClient
 
 from covervlm.server import create_app
 from covervlm.server.demo import model_path
-from covervlm.server.engines.transformers import TransformersEngine, TransformersEngineConfig
+from covervlm.server.engines.embedded.engine import TransformersEngine, TransformersEngineConfig
 from covervlm.server.settings import Settings
 from tests.server.api.clip_app import wait_for
 from tests.server.api.scripted import chat_body

@@ -1,22 +1,22 @@
 """The playground page in a real headless Chromium."""
 
-import asyncio
 import base64
 import io
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from covervlm.server import create_app
+from covervlm.server.core.errors import EngineError
+from covervlm.server.core.generation import GenerationChunk
 from covervlm.server.demo import example_scenes
-from covervlm.server.engines.base import EngineError, GenerationChunk, GenerationRequest
 from covervlm.server.settings import Settings
 from tests.server.api.live import live_server
-from tests.server.api.scripted import Gate, ScriptedEngine, prompt_report, red_circle
+from tests.server.api.scripted import ScriptedEngine, prompt_report, red_circle
 
 pytest.importorskip("selenium")
 from selenium.webdriver.common.action_chains import ActionChains
@@ -25,6 +25,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
 from tests.e2e.playground_page import SCENE, Page, start
+from tests.e2e.playground_server import Guard, Held
 
 pytestmark = pytest.mark.browser
 
@@ -59,53 +60,10 @@ def engine(monkeypatch):
     return ScriptedEngine()
 
 
-class Guard:
-    """Stands before the app, wants a key where it has one, and remembers what was asked for."""
-
-    def __init__(self, app, key=None):
-        self.app = app
-        self.key = key
-        self.paths: list[str] = []
-
-    async def __call__(self, scope, receive, send):
-        if scope["type"] == "http":
-            self.paths.append(scope["path"])
-            keys = [value.decode() for name, value in scope["headers"] if name == b"authorization"]
-            if self.key and scope["path"].startswith("/v1/") and keys != [f"Bearer {self.key}"]:
-                error = {"message": "Incorrect API key provided.", "type": "invalid_request_error", "param": None}
-                body = json.dumps({"error": error | {"code": "invalid_api_key"}}).encode()
-                headers = [(b"content-type", b"application/json")]
-                await send({"type": "http.response.start", "status": 401, "headers": headers})
-                await send({"type": "http.response.body", "body": body})
-                return
-        await self.app(scope, receive, send)
-
-
 @pytest.fixture
 def scripted(engine) -> Iterator[str]:
     with live_server(create_app(Settings(clip_model="none"), engine)) as url:
         yield url
-
-
-@dataclass
-class Held:
-    """A script that answers "a red", then waits until the test lets it go on."""
-
-    gate: Gate | None = None
-    loop: asyncio.AbstractEventLoop | None = None
-    requests: list[GenerationRequest] = field(default_factory=list)
-    then: Exception | None = None
-
-    def __call__(self, request):
-        if request.sampling.temperature != 0:  # the preview
-            return red_circle(request)
-        self.requests.append(request)
-        self.loop, self.gate = asyncio.get_running_loop(), Gate()
-        end = self.then or GenerationChunk(0, " circle", 1, (), "stop")
-        return [GenerationChunk(0, " a red", 2, prompt=prompt_report(request)), self.gate, end]
-
-    def go_on(self):
-        self.loop.call_soon_threadsafe(self.gate.opened.set)
 
 
 def test_an_example_is_previewed_asked_and_compared(page, url):
@@ -211,6 +169,37 @@ def test_without_the_comparison_one_answer_is_made(page, scripted, engine):
     assert [request.sampling.temperature for request in engine.requests].count(0) == 1
 
 
+def test_an_answer_by_a_schema_is_shown_as_indented_json(page, scripted, engine):
+    def things(request):
+        report = prompt_report(request) if request.sampling.grammar else None
+        return [
+            GenerationChunk(0, '{"color":"red",', 1, (), None, report),
+            GenerationChunk(0, '"n":[1,2]}', 1, (), "stop"),
+        ]
+
+    page.open(scripted).previewed(64)
+    engine.script = things
+    page.find("#form details summary").click()
+    page.find("#schema").send_keys('{"type": "object"}')
+    page.ask()
+    page.summary()
+    shown = page.driver.execute_script("return document.querySelector('#pruned .answer').innerText")
+    assert shown == json.dumps({"color": "red", "n": [1, 2]}, indent=2)
+    assert page.text("#full .answer") == shown
+    grammar = engine.requests[-1].sampling.grammar
+    assert (json.loads(grammar.text), grammar.lenient) == ({"type": "object"}, False)
+
+
+def test_a_schema_that_is_no_json_is_told_and_nothing_is_asked(page, scripted, engine):
+    page.open(scripted).previewed(64)
+    page.find("#form details summary").click()
+    page.find("#schema").send_keys('{"type": ')
+    page.ask()
+    assert page.error().startswith("The schema is not JSON: ")
+    assert all(request.sampling.grammar is None for request in engine.requests)
+    assert page.find("#ask").is_enabled()
+
+
 def test_a_file_of_ones_own_is_asked_about(page, scripted, engine, tmp_path):
     path = tmp_path / "own.png"
     Image.new("RGB", (40, 20), (10, 200, 30)).save(path)
@@ -251,7 +240,7 @@ def test_a_file_that_is_no_picture_is_refused_in_words(page, scripted, tmp_path)
     path = tmp_path / "notes.png"
     path.write_text("no picture")
     page.open(scripted).find("#file").send_keys(str(path))
-    assert page.error() == "This file is no picture that the browser can show."
+    assert page.error() == "This file is not a picture that the browser can show."
 
 
 def test_what_the_server_refuses_is_shown_and_goes_away(page, scripted, engine):
@@ -311,13 +300,13 @@ def test_the_servers_own_keys_open_the_page(page, engine):
 def test_the_keyboard_alone_is_enough(page, scripted, engine):
     page.open(scripted).previewed(64)
     order = []
-    for _ in range(8):
+    for _ in range(9):
         ActionChains(page.driver).send_keys(Keys.TAB).perform()
         active = page.driver.switch_to.active_element
         order.append(active.get_attribute("id") or active.get_attribute("name") or active.tag_name)
         if order[-1] == "example":
             active.send_keys(Keys.ARROW_RIGHT)
-    assert order == ["summary", "example", "file", "question", "budget", "method", "compare", "ask"]
+    assert order == ["summary", "example", "file", "question", "budget", "method", "summary", "compare", "ask"]
     page.wait(lambda: page.find("#question").get_attribute("value") == example_scenes()[1].question)
     page.find("#question").send_keys(Keys.ENTER)
     page.summary()
@@ -326,12 +315,12 @@ def test_the_keyboard_alone_is_enough(page, scripted, engine):
 
 def test_every_control_has_a_name_for_screen_readers(page, scripted):
     page.open(scripted).previewed(64)
-    controls = page.driver.find_elements(By.CSS_SELECTOR, "input, select, button, canvas")
+    controls = page.driver.find_elements(By.CSS_SELECTOR, "input, select, textarea, button, canvas")
     assert len(controls) >= 12
     assert [control.get_attribute("outerHTML") for control in controls if not control.accessible_name] == [
         # Not in the page while its part is closed or hidden.
         page.find(selector).get_attribute("outerHTML")
-        for selector in ("#key", "#stop")
+        for selector in ("#key", "#schema", "#stop")
         if not page.find(selector).accessible_name
     ]
     assert page.find("#budget").get_attribute("aria-valuetext") == "64 of 576 (11 %)"
@@ -377,3 +366,12 @@ def test_nothing_comes_from_elsewhere_and_the_policy_forbids_it(page, engine):
         assert blocked == "Failed to fetch"
     log = [entry["message"] for entry in page.driver.get_log("browser")]
     assert sum("Content Security Policy" in message for message in log) >= 2
+
+
+def test_the_apis_page_shows_what_can_be_asked_and_nothing_is_blocked(page, engine):
+    with live_server(create_app(Settings(clip_model="none", api_key="one"), engine)) as url:
+        page.driver.get(url)
+        page.driver.execute_script("sessionStorage.setItem('covervlm-key', 'one')")
+        page.driver.get(f"{url}/docs")
+        shown = page.wait(lambda: page.driver.find_elements(By.CSS_SELECTOR, ".opblock-summary-path"))
+        assert "/v1/completions" in [element.text.replace("\u200b", "") for element in shown]

@@ -8,7 +8,7 @@ from PIL import Image, ImageChops
 from tests.e2e.documented import Block, blocks, sections
 from tests.e2e.run_documented import ROOT, Workspace, config_file
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "client.md", ROOT / "docs" / "command-line.md"]
+DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("client", "command-line", "training"))]
 README = DOCUMENTS[0].read_text(encoding="utf-8")
 
 
@@ -61,6 +61,29 @@ def test_the_readme_has_what_these_tests_look_for():
     assert {block.language for block in found} >= {"sh", "python", "command"}
     assert any(block.text.startswith("make serve") for block in found)
     assert any(block.text.startswith("make test") for block in found)
+
+
+def test_programs_are_on_the_path_before_the_readme_calls_them_by_name(workspace):
+    """What is run above finds them there only because of that."""
+    found = [block for block in blocks(DOCUMENTS[0]) if block.language in ("sh", "command")]
+    [activation] = [block.text for block in found if block.text.startswith(". ")]
+    after = README.partition(f"    {activation}\n")[2]
+    for block in found:
+        if re.search(r"^(covervlm|python|pip) ", block.text):
+            assert block.text.splitlines()[0] in after, block.text
+    programs = workspace.activated("command -v covervlm python").splitlines()
+    assert [program.partition(".venv/")[2] for program in programs] == ["bin/covervlm", "bin/python"]
+
+
+def test_no_example_leaves_its_answer_to_chance(workspace):
+    """The demo model is right where it is sure, and a sampled answer is not what the guide says beside it."""
+    for path in DOCUMENTS:
+        for block in blocks(path):
+            asks = re.findall(
+                r"client\.(?:chat|stream|chat_messages)\(.*|/v1/chat/completions|completions\.create", block.text
+            )
+            greedy = len(re.findall(r"temperature\W{1,3}0\b", block.text))
+            assert greedy >= len([one for one in asks if "method=" not in one]), block.place
 
 
 def test_commands_are_found_in_fences_lines_and_sentences(tmp_path):

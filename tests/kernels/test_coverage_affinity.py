@@ -17,7 +17,7 @@ def sample(m: int, n: int, seed: int = 0, dtype: torch.dtype = torch.float32):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (3, 17), (7, 65), (20, 130), (0, 33)])
-def test_it_is_the_formula(backend, m, n, affinity_on):
+def test_every_backend_computes_the_formula(backend, m, n, affinity_on):
     inputs = sample(m, n)
     expected = references.float64_affinity(*inputs, **SETTINGS)
     torch.testing.assert_close(affinity_on(backend, *inputs, **SETTINGS).double(), expected, atol=1e-6, rtol=2e-5)
@@ -25,7 +25,7 @@ def test_it_is_the_formula(backend, m, n, affinity_on):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("settings", [{"tau_text": 0.5, "tau_vision": 0.005, "alpha": 2.0}, {**SETTINGS, "alpha": 0.0}])
-def test_other_temperatures_and_weights(backend, settings, affinity_on):
+def test_other_temperatures_and_weights_follow_the_formula(backend, settings, affinity_on):
     inputs = sample(4, 50)
     expected = references.float64_affinity(*inputs, **settings)
     torch.testing.assert_close(affinity_on(backend, *inputs, **settings).double(), expected, atol=1e-6, rtol=1e-4)
@@ -67,7 +67,7 @@ def test_half_precision_features_are_computed_in_float32(backend, dtype, affinit
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_row_of_zeros_attends_everywhere_alike(backend, affinity_on):
+def test_a_row_of_zeros_attends_to_all_tokens_alike(backend, affinity_on):
     text, tokens, features = sample(2, 30)
     features[4] = 0
     got = affinity_on(backend, text, tokens, features, **SETTINGS)

@@ -30,7 +30,7 @@ class Recorder:
 @pytest.mark.parametrize(("items", "threads", "others"), [(8, 1, 0), (8, 3, 2), (2, 3, 1), (1, 3, 0)])
 def test_a_batch_runs_on_as_many_threads_as_torch_may_use(items, threads, others, torch_threads, monkeypatch):
     recorder = Recorder()
-    monkeypatch.setattr(greedy_numba, "_helpers", lambda: recorder)
+    monkeypatch.setattr(greedy_numba, "_pool", lambda: recorder)
     torch_threads(threads)
     batch = torch.rand(items, 12, 30, generator=torch.Generator().manual_seed(0))
     picks = greedy_max_coverage(batch, 5, backend="numba")

@@ -28,7 +28,8 @@ class Scene:
 
 @pytest.fixture(scope="session")
 def base_url() -> Iterator[str]:
-    command = [ROOT / ".venv" / "bin" / "covervlm", "serve", "--port", "0", "--threads", "1", "--api-key", "sesame"]
+    serve = [ROOT / ".venv" / "bin" / "covervlm", "serve", "--port", "0", "--threads", "1"]
+    command = [*serve, "--api-key", "sesame", "--tool-format", "json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     overdue = threading.Timer(START_SECONDS, process.kill)
     overdue.start()

@@ -49,6 +49,6 @@ def test_refusals_are_litellms_own_exceptions(options, messages):
         litellm.completion("hosted_vllm/demo", messages, **{**options, "api_key": "wrong"})
     with pytest.raises(litellm.NotFoundError):
         litellm.completion("hosted_vllm/other", messages, **options)
-    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "array"}}}
     with pytest.raises(litellm.BadRequestError, match="tools"):
         litellm.completion("hosted_vllm/demo", messages, tools=[tool], **options)

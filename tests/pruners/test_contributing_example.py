@@ -25,7 +25,8 @@ def registered(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module, importlib.util.module_from_spec(spec))
     spec.loader.exec_module(sys.modules[module])
     monkeypatch.setitem(registry._METHODS, name, (module, cls))
-    return name, code
+    yield name, code
+    get_pruner.cache_clear()  # a pruner of a module that is gone with this test
 
 
 def test_the_example_has_at_most_fifteen_lines_of_code(registered):

@@ -52,7 +52,7 @@ def test_gains_of_mmtok_never_grow():
 
 
 @every_nested_method
-def test_bounds_clip_the_count(name):
+def test_min_and_max_tokens_limit_the_count(name):
     image, pruner = make_input(), get_pruner(name)
     assert len(pruner.choose_for_coverage([image], 0.01, min_tokens=12)[0].indices) == 12
     assert len(pruner.choose_for_coverage([image], 1.0, max_tokens=7)[0].indices) == 7
@@ -64,7 +64,7 @@ def test_bounds_clip_the_count(name):
 
 
 @every_nested_method
-def test_padding_is_never_needed(name):
+def test_full_coverage_is_reached_without_padding(name):
     allowed = torch.arange(60) % 2 == 0
     (selection,) = get_pruner(name).choose_for_coverage([replace(make_input(), allowed=allowed)], 1.0)
     assert (selection.indices % 2 == 0).all()

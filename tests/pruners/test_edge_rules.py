@@ -211,6 +211,6 @@ def test_coverage_is_the_share_of_the_objective_over_what_may_be_kept(name):
 
 
 def test_large_but_finite_values_are_accepted():
-    """Their sum overflows, they do not."""
+    """Although their sum overflows float32."""
     image = replace(make_input(), features=torch.full((48, 12), 3e38))
     assert len(get_pruner("mmtok").select([image], 5)[0]) == 5

@@ -104,7 +104,7 @@ def test_coverage_methods_equal_a_full_scan_per_pick(k, m, excluded):
         assert kept.tolist() == slow_coverage(matrix, candidates(image), k), name
 
 
-def test_coverage_methods_heed_their_parameters():
+def test_coverage_methods_use_their_parameters():
     image, params = make_input(seed=4), {"tau_text": 0.5, "tau_vision": 0.7, "alpha": 2.0}
     (kept,) = get_pruner("mmtok", **params).select([image], 10)
     assert kept.tolist() == slow_coverage(np.concatenate(affinity_rows(image, **params)), candidates(image), 10)

@@ -1,9 +1,11 @@
 """The demo model behind the real engine, and requests to send it."""
 
+import asyncio
 import base64
 import hashlib
 import io
-from collections.abc import AsyncIterator, Callable
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -13,17 +15,30 @@ from demo_model.scenes import make_scene
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from covervlm.server.demo import model_path
-from covervlm.server.engines.base import (
+from covervlm.server.core.generation import (
     GenerationChunk,
     GenerationRequest,
     ImagePart,
     Message,
     PruningPolicy,
     SamplingParams,
-    TextPart,
 )
-from covervlm.server.engines.transformers import TransformersEngine, TransformersEngineConfig
+from covervlm.server.demo import model_path
+from covervlm.server.engines.embedded.engine import TransformersEngine, TransformersEngineConfig
+
+
+@pytest.fixture
+def root_handlers() -> Iterator[None]:
+    """Puts the log of this process back as it was: others write to it later, when what one test captured is closed."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    levels = {name: logging.getLogger(name).level for name in ("covervlm", "uvicorn")}
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(False)
+    for name, value in levels.items():
+        logging.getLogger(name).setLevel(value)
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +84,7 @@ def ask() -> Callable[..., GenerationRequest]:
 
     def make(image: Image.Image | None, text: str, *, pruning: dict | None = None, **sampling) -> GenerationRequest:
         parts = [image_part(image)] if image is not None else []
-        parts += [TextPart(text)] if text else []
+        parts += [text] if text else []
         params = SamplingParams(**{"temperature": 0.0} | sampling)
         return GenerationRequest("test", (Message("user", tuple(parts)),), params, PruningPolicy(**pruning or {}))
 
@@ -96,3 +111,24 @@ def answer() -> Callable:
         return SimpleNamespace(prompt=chunks[0].prompt, choices=choices, text=choices[0].text, chunks=chunks)
 
     return run
+
+
+class Demo:
+    """The demo model behind its engine, on a loop of its own, so that hypothesis may call it."""
+
+    def __init__(self, engine, ask, answer, loop):
+        self._engine, self._ask, self._answer, self._loop = engine, ask, answer, loop
+
+    def __call__(self, grammar, image=None, **sampling):
+        request = self._ask(image, "Describe the image.", grammar=grammar, **{"max_tokens": 48} | sampling)
+        return self._loop.run_until_complete(self._answer(self._engine, request))
+
+
+@pytest.fixture(scope="module")
+def demo(ask, answer) -> Iterator[Demo]:
+    loop = asyncio.new_event_loop()
+    engine = TransformersEngine(TransformersEngineConfig(str(model_path()), threads=1))
+    loop.run_until_complete(engine.start())
+    yield Demo(engine, ask, answer, loop)
+    loop.run_until_complete(engine.stop())
+    loop.close()

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from covervlm.server import cli, serving
 from covervlm.server.engines.registry import build_engine, engine_names
-from covervlm.server.settings import MIB, Settings, SettingsError, one_line
+from covervlm.server.settings import MIB, SECTIONS, Settings, SettingsError, one_line, unknown_variables
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +49,62 @@ def test_flags_are_the_options_in_kebab_case(served):
     assert (settings.max_image_bytes, settings.port) == (MIB, 0)
 
 
+def test_the_model_may_be_named_without_its_flag(served):
+    assert served("org/name", "--keep-tokens", "64").model == "org/name"
+    assert served("--port=0", "org/name", "--model", "org/name").model == "org/name"
+
+
+def test_two_models_are_wrong_usage(served, capsys):
+    assert cli.main(["serve", "org/one", "--model", "org/two"]) == 2
+    assert "org/one and --model org/two" in capsys.readouterr().err
+
+
+def test_options_of_vllm_that_have_a_twin_here_set_it(served):
+    settings = served("--max-num-seqs", "5", "--limit-mm-per-prompt", '{"image": 3, "audio": 0}')
+    assert (settings.max_running, settings.max_images) == (5, 3)
+    assert served("--limit-mm-per-prompt", "image=2,video=1").max_images == 3
+    assert served("--limit-mm-per-prompt", '{"image": {"count": 2, "width": 336}}').max_images == 2
+
+
+def test_options_that_only_vllm_has_reach_it_beside_those_of_every_source(served, monkeypatch):
+    monkeypatch.setenv("COVERVLM_VLLM_ARGS", "--block-size 16")
+    given = ["--tensor-parallel-size", "2", "--max-model-len=4096", "--gpu-memory-utilization", "0.8"]
+    settings = served("--engine", "vllm", *given)
+    assert settings.vllm_args.split() == [
+        *("--block-size", "16", "--max-model-len", "4096"),
+        *("--tensor-parallel-size", "2", "--gpu-memory-utilization", "0.8"),
+    ]
+    with pytest.raises(SettingsError, match=r"--tensor-parallel-size 2 .* is for --engine vllm"):
+        build_engine(settings.model_copy(update={"engine": "transformers"}))
+
+
+@pytest.mark.parametrize("limit", ["audio=1", '{"audio": 1}', '{"image": "many"}', '{"image": ', "image", "[3]"])
+def test_a_limit_that_cannot_be_kept_is_wrong_usage(served, capsys, limit):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["serve", "--limit-mm-per-prompt", limit])
+    assert exit.value.code == 2
+    assert "--limit-mm-per-prompt: " in capsys.readouterr().err
+
+
+def test_variables_that_are_no_option_are_remarked_on_with_the_nearest_name():
+    names = ["PATH", "COVERVLM_BASE_URL", "covervlm_port", "COVERVLM_MODEL", "COVERVLM_KEEP_TOKEN", "COVERVLM_QQQQQ"]
+    assert unknown_variables(names) == [
+        "COVERVLM_KEEP_TOKEN is not an option and changes nothing; is it COVERVLM_KEEP_TOKENS?",
+        "COVERVLM_QQQQQ is not an option and changes nothing",
+    ]
+
+
+def test_every_option_stands_in_a_section():
+    assert next(iter(SECTIONS.values())) == next(iter(Settings.model_fields))
+    assert set(SECTIONS.values()) <= set(Settings.model_fields)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(served, tmp_path):
+    file = tmp_path / "covervlm.toml"
+    file.write_text("port = 7\n", encoding="utf-8-sig")
+    assert served("--config", str(file)).port == 7
+
+
 def test_the_nearest_source_wins(served, monkeypatch, tmp_path):
     file = tmp_path / "covervlm.toml"
     file.write_text(
@@ -79,6 +135,7 @@ def test_aliases_in_the_environment_are_a_list_with_commas(monkeypatch, value, e
     [
         (["--adaptive-budget", "192:64"], "adaptive_budget: should be FLOOR:CEILING"),
         (["--adaptive-budget", "64:192", "--keep-tokens", "64"], "keep_tokens and adaptive_budget are 2 budgets"),
+        (["--anticipate"], "anticipate needs adaptive_budget"),
         (["--port", "99999"], "port: "),
         (["--port", "http"], "port: "),
         (["--keep-tokens", "0"], "keep_tokens: "),

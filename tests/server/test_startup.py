@@ -12,6 +12,8 @@ from tests.server.api.scripted import ScriptedEngine
 CERTIFICATES = Path(__file__).parent / "certificates"
 CERTIFICATE = CERTIFICATES / "images.test.pem"
 
+pytestmark = pytest.mark.usefixtures("root_handlers")
+
 
 @pytest.fixture
 def engine(monkeypatch):

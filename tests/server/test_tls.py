@@ -63,7 +63,7 @@ def test_what_is_no_handshake_is_not_answered_and_the_server_goes_on():
     with serving(**PLAIN) as server:
         with socket.create_connection(server.address) as connection:
             connection.settimeout(30)
-            connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert b"HTTP/1.1" not in connection.recv(4096)
         with httpx.Client(verify=trusting()) as client:
             assert client.get("https://{}:{}/health".format(*server.address), extensions=NAME).status_code == 200

@@ -11,11 +11,12 @@ import pytest
 import pytest_asyncio
 from chat_bodies import SEED
 from demo_model.scenes import make_scene
+from tiny_internvl import save_tiny_internvl
 from tiny_llava import save_tiny_llava_next
+from tiny_onevision import save_tiny_onevision
 from tiny_qwen import save_tiny_qwen
 
-from covervlm.server.demo import model_path
-from covervlm.server.engines.base import (
+from covervlm.server.core.generation import (
     GenerationChunk,
     GenerationRequest,
     ImagePart,
@@ -23,8 +24,8 @@ from covervlm.server.engines.base import (
     PromptReport,
     PruningPolicy,
     SamplingParams,
-    TextPart,
 )
+from covervlm.server.demo import model_path
 
 os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 HERE = Path(__file__).parent
@@ -33,15 +34,19 @@ os.environ["PYTHONPATH"] = CURE
 sys.path.insert(0, CURE)
 importlib.import_module("sitecustomize") if "sitecustomize" not in sys.modules else None
 
-from covervlm.server.engines.transformers import TransformersEngine, TransformersEngineConfig  # noqa: E402
-from covervlm.server.engines.vllm import VllmEngine, VllmEngineConfig  # noqa: E402
+from covervlm.server.engines.embedded.engine import TransformersEngine, TransformersEngineConfig  # noqa: E402
+from covervlm.server.engines.vllm.engine import VllmEngine, VllmEngineConfig  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory) -> dict[str, Path]:
     """One folder for every architecture. vLLM's attention on a CPU has no heads narrower than 32."""
-    folders = {name: tmp_path_factory.mktemp(name) for name in ("llava_next", "qwen2_5_vl")}
+    folders = {
+        name: tmp_path_factory.mktemp(name) for name in ("llava_next", "llava_onevision", "internvl", "qwen2_5_vl")
+    }
     save_tiny_llava_next(folders["llava_next"], hidden_size=128)
+    save_tiny_onevision(folders["llava_onevision"], hidden_size=128)
+    save_tiny_internvl(folders["internvl"], hidden_size=128)
     save_tiny_qwen(folders["qwen2_5_vl"], hidden_size=128)
     return {"demo": model_path(), **folders}
 
@@ -55,7 +60,7 @@ class Engines:
     reference: TransformersEngine
 
 
-@pytest_asyncio.fixture(scope="session", params=["demo", "llava_next", "qwen2_5_vl"])
+@pytest_asyncio.fixture(scope="session", params=["demo", "llava_next", "llava_onevision", "internvl", "qwen2_5_vl"])
 async def engines(request, checkpoints):
     path = checkpoints[request.param]
     vllm = VllmEngine(VllmEngineConfig(str(path), vllm_args="--enforce-eager"))
@@ -105,7 +110,7 @@ def ask():
             image = image if size is None else image.resize(size)
             parts.append(ImagePart(image, hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()))
         params = SamplingParams(**{"temperature": 0.0, "max_tokens": 8} | sampling)
-        message = Message("user", (*parts, TextPart(text)))
+        message = Message("user", (*parts, text))
         return GenerationRequest("test", (message,), params, PruningPolicy(**pruning or {}))
 
     return make

@@ -11,6 +11,23 @@ import sys
 from PIL import Image
 
 
+def resize_with_pillow() -> None:
+    """As the plugin does, so that pixels are the same and all else can be compared to the last place."""
+    import transformers
+    from vllm.multimodal.processing.context import InputProcessingContext
+
+    plain = InputProcessingContext.get_hf_processor
+
+    def with_pillow(self, *arguments, **options):
+        processor = plain(self, *arguments, **options)
+        images = processor.image_processor
+        if pillow := getattr(transformers, f"{type(images).__name__}Pil", None):
+            processor.image_processor = pillow.from_dict(images.to_dict())
+        return processor
+
+    InputProcessingContext.get_hf_processor = with_pillow
+
+
 def answers(checkpoint: str, requests: list[tuple[list[int], str]], tokens: int = 8) -> list[list[tuple[str, float]]]:
     from vllm import LLM, SamplingParams
 
@@ -30,6 +47,7 @@ def answers(checkpoint: str, requests: list[tuple[list[int], str]], tokens: int 
 def main() -> None:
     from vllm.distributed import cleanup_dist_env_and_memory
 
+    resize_with_pillow()
     everything = {}
     for checkpoint, requests in json.load(sys.stdin).items():
         everything[checkpoint] = answers(checkpoint, requests)

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from chat_bodies import QUESTIONS
 
-from covervlm.server.engines.base import InvalidRequest
+from covervlm.server.core.caller import Caller
+from covervlm.server.core.errors import InvalidRequest
 
 POLICIES = [
     {},
@@ -70,7 +71,8 @@ async def test_another_question_selects_anew_and_the_tower_does_not_run_again(en
 
 async def test_what_vllm_keeps_of_prompts_is_apart_by_owner(engines, ask):
     _, prompts = engines.vllm._loaded()
-    asked = [replace(ask([1], QUESTIONS[0]), owner=owner) for owner in ("me", "you", None)]
+    callers = (Caller("me"), Caller("you"), Caller())
+    asked = [replace(ask([1], QUESTIONS[0]), caller=caller) for caller in callers]
     assert [(await prompts.render(request)).engine_input.get("cache_salt") for request in asked] == ["me", "you", None]
 
 

@@ -61,7 +61,7 @@ async def test_a_budget_in_the_models_name_counts(client):
         ({"vision_pruning": {"coverage": 0.9}}, "vision_pruning.coverage"),
         ({"vision_pruning": {"keep_tokens": [4, 4]}}, "vision_pruning.keep_tokens"),
         ({"vision_pruning": {"keep_tokens": 0}}, "vision_pruning.keep_tokens"),
-        ({"max_tokens": 100_000}, "messages"),
+        ({"max_tokens": 100_000}, "max_tokens"),
     ],
 )
 async def test_what_cannot_be_done_is_a_400_that_names_the_field(client, fields, param):
@@ -104,8 +104,38 @@ async def until_idle(engine):
 
 
 async def test_a_full_queue_is_overload(engines, ask, answer, monkeypatch):
-    from covervlm.server.engines.base import EngineOverloaded
+    from covervlm.server.core.errors import EngineOverloaded
 
     monkeypatch.setitem(engines.vllm._unfinished, "somebody", 32 + 256)
     with pytest.raises(EngineOverloaded, match="already waiting"):
         await answer(engines.vllm, ask([1], QUESTIONS[0]))
+
+
+PLACE = {"at": {"enum": ["top", "left"]}, "zoom": {"type": "integer", "minimum": 1, "maximum": 9}}
+PARAMETERS = {"type": "object", "properties": PLACE, "required": ["at", "zoom"], "additionalProperties": False}
+LOOK = {"type": "function", "function": {"name": "look", "parameters": PARAMETERS}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_calls_that_must_be_follow_their_schema_whether_pruned_or_not(client, stream):
+    for pruning in ({}, {"keep_tokens": 16}):
+        fields = {"tools": [LOOK], "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": None}
+        sent = body([5], vision_pruning=pruning, stream=stream, **fields)
+        response = await client.post("/v1/chat/completions", json=sent)
+        assert response.status_code == 200, response.text
+        if stream:
+            lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line][:-1]
+            choices = [choice for line in lines for choice in json.loads(line)["choices"]]
+            deltas = [call for choice in choices for call in choice["delta"].get("tool_calls", [])]
+            name = deltas[0]["function"]["name"]
+            arguments = "".join(delta["function"]["arguments"] for delta in deltas)
+            reason = choices[-1]["finish_reason"]
+        else:
+            [choice] = response.json()["choices"]
+            [call] = choice["message"]["tool_calls"]
+            name, arguments = call["function"]["name"], call["function"]["arguments"]
+            reason = choice["finish_reason"]
+        given = json.loads(arguments)
+        assert (name, reason, set(given)) == ("look", "tool_calls", {"at", "zoom"})
+        assert given["at"] in PLACE["at"]["enum"]
+        assert given["zoom"] in range(1, 10)

@@ -16,7 +16,7 @@ import pytest_asyncio
 from chat_bodies import QUESTIONS, body
 
 from covervlm.server.demo import model_path
-from covervlm.server.engines.transformers import TransformersEngine, TransformersEngineConfig
+from covervlm.server.engines.embedded.engine import TransformersEngine, TransformersEngineConfig
 
 WHOLE = {"method": "none"}
 LOADED = re.compile(r"^\(([A-Za-z]+)\S* pid=\d+\) INFO .*covervlm \S+ prunes images in this process", re.MULTILINE)

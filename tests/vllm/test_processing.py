@@ -8,15 +8,15 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.processing import ProcessorInputs
 from vllm.multimodal.processing.context import TimingContext
 
-from covervlm.server.engines.base import Message, TextPart
+from covervlm.server.core.generation import Message
+from covervlm.server.engines.vllm.plugin.question import UserTurns
 from covervlm.server.models.processor import ChatProcessor
-from covervlm.server.vllm_plugin.question import UserTurns
 
 SIZES = [(336, 336), (64, 64), (90, 60), (100, 30), (20, 90), (33, 60), (56, 84), (640, 200)]
 TURNS = ["is there a star ?", "yes", "what color is the circle ?", "red", "how many squares are there ?"]
 
 
-@pytest.fixture(scope="module", params=["demo", "llava_next", "qwen2_5_vl"])
+@pytest.fixture(scope="module", params=["demo", "llava_next", "llava_onevision", "internvl", "qwen2_5_vl"])
 def processor(request, checkpoints):
     arguments = AsyncEngineArgs(model=str(checkpoints[request.param]), dtype="float32", enforce_eager=True)
     return MULTIMODAL_REGISTRY.create_processor(arguments.create_engine_config().model_config)
@@ -35,7 +35,7 @@ def apply(processor, images, option, question="what color is the circle ?"):
 def test_a_layout_has_as_many_tokens_as_vllm_gives_the_image(processor, size):
     unpruned = apply(processor, [Image.new("RGB", size)], None)
     layout = processor.layout(*size, {})
-    assert layout.total == unpruned["mm_placeholders"]["image"][0].length
+    assert layout.total == unpruned["mm_placeholders"]["image"][0].get_num_embeds()
     assert layout.prunable == sum(len(set(part.rows.tolist())) for part in layout.parts) <= layout.total
 
 
@@ -46,14 +46,14 @@ def test_placeholders_are_as_many_as_will_be_kept(processor, size):
         layout = processor.layout(*size, {})
         budget = option.get("keep_tokens") or round(option.get("keep_ratio", 1) * layout.prunable)
         kept = layout.total if budget >= layout.prunable else layout.kept(budget)
-        assert placeholder.length == kept
+        assert placeholder.get_num_embeds() == kept
 
 
 def test_two_images_have_counts_of_their_own_and_one_may_stay_whole(processor):
     images = [Image.new("RGB", (90, 60)), Image.new("RGB", (64, 64), "red")]
     whole = [processor.layout(*image.size, {}).total for image in images]
     few, all_of_it = apply(processor, images, {"keep_tokens": [2, 10_000]})["mm_placeholders"]["image"]
-    assert (few.length, all_of_it.length) == (processor.layout(90, 60, {}).kept(2), whole[1])
+    assert (few.get_num_embeds(), all_of_it.get_num_embeds()) == (processor.layout(90, 60, {}).kept(2), whole[1])
 
 
 def test_cache_keys_separate_what_is_kept_and_nothing_else(processor):
@@ -75,10 +75,8 @@ def test_cache_keys_separate_what_is_kept_and_nothing_else(processor):
 def test_the_users_turns_are_told_from_the_template(processor):
     chat = ChatProcessor(processor.info.get_hf_processor(), processor.placeholders)
     for count in (1, 3, 5):
-        messages = [
-            Message("user" if i % 2 == 0 else "assistant", (TextPart(text),)) for i, text in enumerate(TURNS[:count])
-        ]
-        turns = UserTurns(chat).texts(list(chat.tokenize(messages).ids))
+        messages = [Message("user" if i % 2 == 0 else "assistant", (text,)) for i, text in enumerate(TURNS[:count])]
+        turns = UserTurns(chat).texts(chat.tokenize(messages))
         assert [turn.split() for turn in turns] == [text.split() for text in TURNS[:count:2]]
 
 

@@ -1,18 +1,19 @@
 """Every command of docs/production.md is one that vLLM, or covervlm and then vLLM, would take."""
 
+import argparse
 import re
 import shlex
 from pathlib import Path
 
 import pytest
-from pydantic_settings import CliSettingsSource
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from covervlm.server.engines.vllm_options import VllmEngineConfig, engine_args
-from covervlm.server.settings import Settings, SettingsError
-from covervlm.server.vllm_plugin.policy import server_wide
+from covervlm.server.cli import serve
+from covervlm.server.engines.vllm.options import VllmEngineConfig, engine_args
+from covervlm.server.engines.vllm.plugin.policy import server_wide
+from covervlm.server.settings import SettingsError
 
 PAGE = (Path(__file__).parents[2] / "docs" / "production.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    ((?:vllm|covervlm|docker|ray|pip) .+)$", PAGE, re.MULTILINE)
@@ -47,8 +48,9 @@ def test_vllm_takes_the_command(arguments):
 
 @pytest.mark.parametrize("arguments", of("covervlm"), ids=shlex.join)
 def test_covervlm_and_vllm_take_the_command(arguments):
-    source = CliSettingsSource[Settings](Settings, cli_parse_args=arguments, cli_kebab_case=True)
-    settings = Settings(_cli_settings_source=source)
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    settings = serve.settings_of(parser.parse_args(arguments))
     engine_args(VllmEngineConfig(settings.model, vllm_args=settings.vllm_args))
 
 
@@ -57,8 +59,8 @@ def test_covervlm_and_vllm_take_the_command(arguments):
     [
         ("--tensor-parallel-sise 2", "unrecognized arguments"),
         ("--tensor-parallel-size two", "invalid int value"),
-        ("--model other", "named by --model"),
-        ("--worker-extension-cls a.B", "taken by covervlm"),
+        ("--model other", "name the model with"),
+        ("--worker-extension-cls a.B", "sets --worker-extension-cls itself"),
         ("--hf-overrides '[1]'", "JSON object"),
         ("'", "No closing quotation"),
     ],

@@ -1,31 +1,39 @@
 """The workers' side of pruning, on tower outputs made up here."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 
 from covervlm.pruners import PruneInput, get_pruner
-from covervlm.server.vllm_plugin.architecture import Architecture
-from covervlm.server.vllm_plugin.layouts import GridLayouts
-from covervlm.server.vllm_plugin.plan import Plan
-from covervlm.server.vllm_plugin.selection import Selections, TowerOutput, in_batches
+from covervlm.server.engines.vllm.plugin.plan import Plan
+from covervlm.server.engines.vllm.plugin.selection import Selections, in_batches
+from covervlm.server.models.base import ImageTokens
+from covervlm.server.models.qwen2_5_vl import Qwen2_5_VL
 
 WORDS = torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
 CPU = torch.device("cpu")
+
+
+class PlainGrid(Qwen2_5_VL):
+    """One grid of any size, and the objective's own parameters."""
+
+    pruner_params: ClassVar = {}
 
 
 def plan(image: int, question=(3, 4), method="mmtok", kept=4) -> Plan:
     return Plan(bytes([image] * 16), (4, 6), method, budget=kept, kept=kept, question=question)
 
 
-def output(seed: int) -> TowerOutput:
+def output(seed: int) -> ImageTokens:
     generator = torch.Generator().manual_seed(seed)
-    return TowerOutput(torch.randn(24, 16, generator=generator), torch.randn(24, 8, generator=generator))
+    layout = PlainGrid(None).layout((4, 6))
+    return ImageTokens(layout, torch.randn(24, 16, generator=generator), torch.randn(24, 8, generator=generator))
 
 
 @pytest.fixture
 def selections():
-    architecture = Architecture(GridLayouts(), {}, has_cls_token=False)
-    return Selections(architecture, embed=lambda ids: WORDS[ids], cache_bytes=10**6)
+    return Selections(PlainGrid(None), embed=lambda ids: WORDS[ids], cache_bytes=10**6)
 
 
 def test_a_step_of_many_images_selects_as_the_pruner_does_for_each(selections):
@@ -49,7 +57,7 @@ def test_the_tower_looks_once_at_an_image_whatever_is_asked(selections):
 
 
 def test_without_a_cache_the_tower_looks_every_time():
-    selections = Selections(Architecture(GridLayouts(), {}, False), lambda ids: WORDS[ids], cache_bytes=0)
+    selections = Selections(PlainGrid(None), lambda ids: WORDS[ids], cache_bytes=0)
     selections.run([plan(1)], [(plan(1), output(1))], CPU)
     assert selections.missing([plan(1)]) == [0]
 

@@ -1,4 +1,4 @@
-"""Whoever prunes nothing gets what vLLM without the plugin gives."""
+"""Whoever prunes nothing gets what vLLM without the plugin gives, about images that are resized alike."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from demo_model.scenes import make_scene
 from safetensors.torch import load_file, save_file
 from vllm import SamplingParams
 
+CLIP_TOWERS = {"clip_vision_model", "siglip_vision_model"}
 SCENES = [(11, None), (12, (90, 60)), (13, (40, 120))]
 
 
@@ -31,7 +32,7 @@ def stock(checkpoints, tmp_path_factory):
     asked, copies = {}, {}
     for name, path in checkpoints.items():
         tokenizer = AutoTokenizer.from_pretrained(path)
-        mark = "<|image_pad|>" if name == "qwen2_5_vl" else "<image>"
+        mark = {"qwen2_5_vl": "<|image_pad|>", "internvl": "<IMG_CONTEXT>"}.get(name, "<image>")
         asked[str(path)] = []
         copies[str(path)] = as_vllm_reads_it(path, folder / name)
         for number, size in SCENES:
@@ -66,6 +67,8 @@ def stock(checkpoints, tmp_path_factory):
 def as_vllm_reads_it(checkpoint: Path, copy: Path) -> str:
     """The same weights under names that stock vLLM knows, which are not those of transformers 5.19 for CLIP towers."""
     shutil.copytree(checkpoint, copy)
+    if json.loads((copy / "config.json").read_text())["vision_config"]["model_type"] not in CLIP_TOWERS:
+        return str(copy)
     weights = copy / "model.safetensors"
     shortened = re.compile(r"vision_tower\.(?=(embeddings|encoder|pre_layrnorm|post_layernorm)\.)")
     tensors = {shortened.sub("vision_tower.vision_model.", name): part for name, part in load_file(weights).items()}

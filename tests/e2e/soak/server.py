@@ -3,29 +3,38 @@
 import asyncio
 import gc
 import sys
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
-from fastapi import FastAPI
+import anyio.to_thread
 
 from covervlm.server import cli, serving
-from covervlm.server.engines.base import Engine
-from covervlm.server.settings import Settings
-
-create_app = serving.create_app
+from covervlm.server.app import Application
 
 
-def counted(settings: Settings, engine: Engine) -> FastAPI:
-    app = create_app(settings, engine)
+class Counted(Application):
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self.app.get("/debug/counts")(self.counts)
 
-    @app.get("/debug/counts")
-    async def counts() -> dict[str, object]:
+    async def counts(self) -> dict[str, object]:
+        gc.unfreeze()
         gc.collect()
-        kinds = Counter(type(entry).__name__ for entry in gc.get_objects())
-        return {"tasks": len(asyncio.all_tasks()), "objects": kinds.total(), "kinds": dict(kinds.most_common(40))}
-
-    return app
+        entries = gc.get_objects()
+        gc.freeze()
+        kinds = Counter(type(entry).__name__ for entry in entries)
+        pools = [entry for entry in entries if type(entry) is ThreadPoolExecutor]
+        framework = sum(thread.name == "AnyIO worker thread" for thread in threading.enumerate())
+        framework_may = int(anyio.to_thread.current_default_thread_limiter().total_tokens)
+        return {
+            "tasks": len(asyncio.all_tasks()),
+            "objects": kinds.total(),
+            "kinds": dict(kinds.most_common(40)),
+            "threads_to_come": framework_may - framework + sum(p._max_workers - len(p._threads) for p in pools),
+        }
 
 
 if __name__ == "__main__":
-    serving.create_app = counted
+    serving.Application = Counted
     sys.exit(cli.main(["serve", *sys.argv[1:]]))

@@ -160,13 +160,13 @@ class Workload:
 
     async def classified(self, rng: random.Random) -> int:
         body = {"images": rng.sample(self.urls, 2), "classes": CLASSES}
-        return (await self._post(rng, "/v1/zero_shot/classify", body)).status_code
+        return (await self._post(rng, "/v1/classify", body)).status_code
 
     async def session(self, rng: random.Random) -> int:
         key = self._key(rng)
         body = {"classes": CLASSES, "horizon": 10}
-        opened = await self._client.post("/v1/zero_shot/sessions", json=body, headers=key)
-        path = f"/v1/zero_shot/sessions/{opened.json()['id']}"
+        opened = await self._client.post("/v1/streams", json=body, headers=key)
+        path = f"/v1/streams/{opened.json()['id']}"
         seen = {"images": [rng.choice(self.urls)]}
         observed = await self._client.post(f"{path}/observe", json=seen, headers=key | {"Idempotency-Key": "k"})
         await self._client.delete(path, headers=key)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-OPEN = {"/health", "/ready", "/", "/ui/config.json", "/ui/examples/{name}", "/ui/{name}"}
+OPEN = {"/health", "/ready", "/", "/docs", "/ui/config.json", "/ui/examples/{name}", "/ui/{name}"}
 
 
 def every_route(app: Any) -> list[tuple[str, str]]:
@@ -17,6 +17,6 @@ def _routes(router: Any) -> Iterator[tuple[str, str]]:
         if included is not None:
             yield from _routes(included)
             continue
-        assert type(route).__name__ in ("Route", "APIRoute"), f"does {route} need a key?"
+        assert type(route).__name__ in ("Route", "APIRoute", "BodyRoute"), f"does {route} need a key?"
         for method in sorted(set(route.methods) - {"HEAD"}):
             yield method, getattr(route, "path_format", route.path)

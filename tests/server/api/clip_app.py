@@ -1,7 +1,7 @@
 """The real application with the demo CLIP over a scripted language model, and callers with names of their own."""
 
 import contextlib
-import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 from demo_model.scenes import COLOR_NAMES, SHAPES, make_scene
+from httpx_sse import EventSource
 from PIL import Image
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from covervlm.server import create_app
+from covervlm.server.core.caller import Caller
 from covervlm.server.settings import Settings
 from tests.server.api.scripted import ScriptedEngine, data_url
 
@@ -30,7 +32,7 @@ class Owners:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         for name, value in scope.get("headers", ()):
             if name == b"x-owner":
-                scope["state"]["owner"] = value.decode()
+                scope["state"]["caller"] = Caller(value.decode())
         await self._app(scope, receive, send)
 
 
@@ -66,10 +68,9 @@ def finished(client: TestClient, job: str, **kwargs: Any) -> dict[str, Any]:
 def events(client: TestClient, job: str, **kwargs: Any) -> list[dict[str, Any]]:
     with client.stream("GET", f"/v1/jobs/{job}/events", **kwargs) as response:
         assert response.status_code == 200, response.read()
-        assert response.headers["content-type"].startswith("text/event-stream")
-        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
-    assert lines[-1] == "[DONE]"
-    return [json.loads(line) for line in lines[:-1]]
+        *states, last = EventSource(response).iter_sse()
+    assert last.data == "[DONE]"
+    return [state.json() for state in states]
 
 
 def wait_for(condition: Any, seconds: float = 30) -> Any:
@@ -81,8 +82,15 @@ def wait_for(condition: Any, seconds: float = 30) -> Any:
 
 
 def error(response: Any, status: int) -> dict[str, Any]:
-    """The error of a refused request, in OpenAI's schema."""
+    """The error of a refused request, in OpenAI's schema; Anthropic's names the parameter in its message."""
     assert response.status_code == status, response.text
+    if response.request.url.path.startswith("/v1/messages"):
+        assert set(response.json()) == {"type", "error", "request_id"}
+        detail = response.json()["error"]
+        assert set(detail) == {"message", "type"}
+        named = re.match(r"(?:Invalid|Missing required parameter:|Unknown parameter:)? ?'(.+?)'", detail["message"])
+        named = named or re.match(r"([\w.\[\]]+): ", detail["message"])
+        return {**detail, "param": named and named[1].removeprefix("body"), "code": None}
     assert set(response.json()) == {"error"}
     detail = response.json()["error"]
     assert set(detail) == {"message", "type", "param", "code"}

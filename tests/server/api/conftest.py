@@ -9,6 +9,15 @@ from starlette.testclient import TestClient
 from covervlm.server import create_app
 from covervlm.server.settings import Settings
 from tests.server.api.scripted import ScriptedEngine, data_url
+from tests.server.api.slow_callbacks import watched
+
+
+@pytest.fixture(autouse=True)
+def slow_callbacks() -> Iterator[list[str]]:
+    """Every test of the API fails where a callback keeps the event loop from answering others for too long."""
+    with watched() as slow:
+        yield slow
+    assert slow == [], "the event loop was kept busy"
 
 
 @pytest.fixture

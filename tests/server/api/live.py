@@ -1,5 +1,6 @@
 """A real server on a loopback port, as `covervlm serve` runs it, in a thread of this process."""
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ class LiveServer(uvicorn.Server):
 
     async def startup(self, sockets: object = None) -> None:
         await super().startup(sockets)
+        self.loop = asyncio.get_running_loop()
         self.answers.set()
 
     @property

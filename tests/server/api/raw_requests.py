@@ -12,14 +12,14 @@ PIXEL = data_url(Image.new("RGB", (3, 2), "red"))
 BODY = json.dumps(chat_body("What color is it?", PIXEL)).encode()
 JSON = b"Content-Type: application/json\r\n"
 LENGTH = b"Content-Length: %d\r\n" % len(BODY)
-PATHS = (b"/v1/chat/completions", b"/v1/prune", b"/v1/embeddings", b"/v1/zero_shot/classify", b"/v1/clusterings")
+PATHS = (b"/v1/chat/completions", b"/v1/prune", b"/v1/embeddings", b"/v1/classify", b"/v1/clusterings")
 
 
 def post(headers: bytes, body: bytes = BODY, path: bytes = PATHS[0]) -> bytes:
-    return b"POST " + path + b" HTTP/1.1\r\nHost: x\r\n" + JSON + headers + b"\r\n" + body
+    return b"POST " + path + b" HTTP/1.1\r\nHost: localhost\r\n" + JSON + headers + b"\r\n" + body
 
 
-def get(path: bytes, headers: bytes = b"Host: x\r\n", version: bytes = b"HTTP/1.1") -> bytes:
+def get(path: bytes, headers: bytes = b"Host: localhost\r\n", version: bytes = b"HTTP/1.1") -> bytes:
     return b"GET " + path + b" " + version + b"\r\n" + headers + b"\r\n"
 
 
@@ -130,7 +130,8 @@ def odd_header(rng: random.Random) -> bytes:
         b"Sp ace: x\r\n",
     )
     return get(
-        rng.choice((b"/v1/models", b"/metrics", b"/", b"/ui/app.js", b"/nowhere")), b"Host: x\r\n" + rng.choice(lines)
+        rng.choice((b"/v1/models", b"/metrics", b"/", b"/ui/app.js", b"/nowhere")),
+        b"Host: localhost\r\n" + rng.choice(lines),
     )
 
 
@@ -182,12 +183,12 @@ def odd_method(rng: random.Random) -> bytes:
         b"\xff",
     )
     path = rng.choice((*PATHS, b"/", b"/health", b"/metrics", b"/v1/jobs", b"*", b"/ui/app.js"))
-    return rng.choice(methods) + b" " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n"
+    return rng.choice(methods) + b" " + path + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def odd_version(rng: random.Random) -> bytes:
     versions = (b"HTTP/1.0", b"HTTP/0.9", b"HTTP/2.0", b"HTTP/9.9", b"HTTP/1.1 x", b"http/1.1", b"", b"HTTP/1.10")
-    return get(b"/v1/models", rng.choice((b"", b"Host: x\r\n")), rng.choice(versions))
+    return get(b"/v1/models", rng.choice((b"", b"Host: localhost\r\n")), rng.choice(versions))
 
 
 def other_protocol(rng: random.Random) -> bytes:

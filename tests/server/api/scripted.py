@@ -3,18 +3,20 @@
 import asyncio
 import base64
 import io
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from PIL import Image
 
-from covervlm.server.engines.base import (
-    EngineInfo,
-    EngineStats,
+from covervlm.server.core.caller import Caller
+from covervlm.server.core.engine import EngineInfo, EngineStats
+from covervlm.server.core.generation import (
     GenerationChunk,
     GenerationRequest,
     ImageReport,
     PromptReport,
+    PromptTokens,
     TokenLogprob,
 )
 
@@ -48,8 +50,13 @@ def prompt_report(request: GenerationRequest) -> PromptReport:
         grid = (24, 24) if policy.return_indices else None
         box = (0.0, 0.0, 96.0, 96.0) if policy.return_indices else None
         images.append(ImageReport(IMAGE_TOKENS, kept, policy.method, 0.5, 1.25, indices, grid, box))
+    ids = tuple(range(10 + sum(image.kept for image in images)))
+    logprobs: tuple[TokenLogprob, ...] = ()
+    if (count := request.sampling.prompt_logprobs) is not None:
+        top = tuple(TokenLogprob(f"x{i}", b"x", -0.5, id=90 + i, rank=i + 1) for i in range(count))
+        logprobs = tuple(TokenLogprob(f"t{i} ", f"t{i} ".encode(), -1.5 if i else math.nan, top, i, 7) for i in ids)
     seconds = {"queue": 0.001, "preprocess": 0.002, "tower": 0.003, "selection": 0.004, "prefill": 0.005}
-    return PromptReport(10 + sum(image.kept for image in images), tuple(images), seconds)
+    return PromptReport(len(ids), tuple(images), seconds, token_ids=ids, logprobs=logprobs)
 
 
 def logprob(token: str, value: float, *top: TokenLogprob) -> TokenLogprob:
@@ -68,7 +75,8 @@ def red_circle(request: GenerationRequest) -> list[Step]:
                 logprobs = (logprob(word, -0.25, *top[: request.sampling.top_logprobs]),)
             prompt = prompt_report(request) if not steps else None
             last = position == len(words) - 1
-            steps.append(GenerationChunk(index, word, 1, logprobs, "stop" if last else None, prompt))
+            reason = "stop" if last else None
+            steps.append(GenerationChunk(index, word, 1, logprobs, reason, prompt, (100 + position,)))
     return steps
 
 
@@ -81,17 +89,21 @@ class ScriptedEngine:
         self.released: list[str] = []
         self.on_release: Callable[[str], None] = lambda request_id: None
         self.started = False
+        self.recommended: dict[str, float] = {}
+        self.tool_format: str | None = None
 
     async def start(self) -> None:
         self.started = True
 
     async def stop(self) -> None:
         self.started = False
+        self.recommended: dict[str, float] = {}
 
     @property
     def info(self) -> EngineInfo:
         methods = ("mmtok", "vision_coverage", "text_coverage", "random", "uniform", "none")
-        return EngineInfo("scripted", "Scripted", 4096, IMAGE_TOKENS, "float32", "cpu", methods)
+        facts = ("scripted", "Scripted", 4096, IMAGE_TOKENS, "float32", "cpu", methods, self.recommended)
+        return EngineInfo(*facts, self.tool_format)
 
     @property
     def ready(self) -> bool:
@@ -128,6 +140,14 @@ class ScriptedEngine:
             self.released.append(request.request_id)
             self.on_release(request.request_id)
         return prompt_report(request)
+
+    async def tokenize(self, request: GenerationRequest) -> PromptTokens:
+        self.requests.append(request)
+        ids = tuple(range(prompt_report(request).prompt_tokens))
+        return PromptTokens(ids, tuple(f"t{i}" for i in ids))
+
+    async def detokenize(self, ids: Sequence[int], caller: Caller) -> str:
+        return " ".join(f"t{i}" for i in ids)
 
 
 def data_url(image: Image.Image, kind: str = "PNG", **options: object) -> str:

@@ -1,12 +1,17 @@
 """--adaptive-budget over HTTP: who gets a budget by load, who does not, and where it shows."""
 
+import time
+
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
 from covervlm.server import create_app
-from covervlm.server.engines.base import EngineStats
+from covervlm.server.core.engine import EngineStats
+from covervlm.server.forecast.history import History
 from covervlm.server.settings import Settings
 from tests.server.api.scripted import ScriptedEngine, chat_body
+from tests.server.forecast.traffic import minutes
 
 
 class Queued(ScriptedEngine):
@@ -91,3 +96,22 @@ def test_without_the_option_nothing_of_it_shows(engine, red_png):
     report = served(client, chat_body("What?", red_png))
     assert ("adaptive" not in report, report["images"][0]["kept"]) == (True, 192)
     assert "covervlm_adaptive_budget" not in client.get("/metrics").text
+
+
+def test_a_foreseen_peak_lowers_the_budget_before_anybody_waits(engine, red_png, tmp_path):
+    """The past says that every hour of the day brings 1.4 times of what made others wait."""
+    now = int(time.time() // 3600)
+    counts = np.tile(np.where(np.arange(24) % 2, 640.0, 645.0), 7)
+    counts[::40] = 450
+    history = History(tmp_path)
+    history.write(minutes(counts, first=now - len(counts), bearable=400), now=now * 60)
+    history.close()
+    for anticipate, kept in [(False, 192), (True, 84)]:
+        settings = Settings(adaptive_budget="64:192", anticipate=anticipate, data_dir=tmp_path, clip_model="none")
+        with TestClient(create_app(settings, engine)) as client:
+            assert 440 < client.get("/v1/forecast").json()["bearable"] < 460
+            assert served(client, chat_body("What?", red_png))["images"][0]["kept"] == kept
+            assert gauge(client) == kept
+            engine.waiting = 16
+            assert served(client, chat_body("What?", red_png))["images"][0]["kept"] == 64
+            engine.waiting = 0

@@ -9,7 +9,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from covervlm.server import create_app
-from covervlm.server.engines.base import GenerationChunk
+from covervlm.server.core.generation import GenerationChunk
 from covervlm.server.settings import Settings
 from tests.server.api.authentication_routes import OPEN, every_route
 from tests.server.api.live import live_server
@@ -47,8 +47,11 @@ def test_every_route_of_the_api_but_the_probes_needs_a_key():
             if path in OPEN and method == "GET":
                 assert response.status_code != 401
             else:
-                assert refused(response)["code"] == "invalid_api_key", (method, path)
                 assert response.headers["www-authenticate"] == "Bearer"
+                if path.startswith("/v1/messages"):
+                    assert response.json()["error"]["type"] == "authentication_error"
+                else:
+                    assert refused(response)["code"] == "invalid_api_key", (method, path)
 
 
 def test_the_page_and_its_files_are_open():
@@ -94,8 +97,9 @@ def test_the_openai_client_authenticates_unchanged():
         ({}, "m", 401),
     ],
 )
-def test_metrics_need_their_own_token_or_else_a_key(settings, key, status):
-    assert TestClient(app(**settings)).get("/metrics", headers=bearer(key)).status_code == status
+@pytest.mark.parametrize("path", ["/metrics", "/v1/forecast"])
+def test_measures_of_the_whole_server_need_their_own_token_or_else_a_key(path, settings, key, status):
+    assert TestClient(app(**settings)).get(path, headers=bearer(key)).status_code == status
 
 
 def test_the_metrics_token_opens_nothing_else():
@@ -115,11 +119,11 @@ def test_images_of_two_keys_never_share_a_digest():
 def test_one_key_never_sees_anothers_resources(tmp_path):
     with TestClient(app(data_dir=tmp_path)) as client:
         body = {"classes": ["red", "blue"], "horizon": 5}
-        session = client.post("/v1/zero_shot/sessions", json=body, headers=bearer("one")).json()["id"]
-        path = f"/v1/zero_shot/sessions/{session}"
+        session = client.post("/v1/streams", json=body, headers=bearer("one")).json()["id"]
+        path = f"/v1/streams/{session}"
         assert client.get(path, headers=bearer("one")).status_code == 200
         assert client.get(path, headers=bearer("two")).status_code == 404
-        assert client.get("/v1/zero_shot/sessions", headers=bearer("two")).json()["data"] == []
+        assert client.get("/v1/streams", headers=bearer("two")).json()["data"] == []
 
 
 def test_too_many_requests_of_a_key_are_a_429_that_says_when(red_png):

@@ -3,7 +3,7 @@
 import pytest
 from openai.types.chat import ChatCompletion
 
-from covervlm.server.engines.base import GenerationChunk, PruningPolicy, SamplingParams
+from covervlm.server.core.generation import GenerationChunk, PruningPolicy, SamplingParams
 from tests.server.api.scripted import chat_body, prompt_report
 
 

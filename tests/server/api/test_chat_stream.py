@@ -5,7 +5,8 @@ import json
 import pytest
 from openai.types.chat import ChatCompletionChunk
 
-from covervlm.server.engines.base import EngineUnavailable, GenerationChunk
+from covervlm.server.core.errors import EngineUnavailable
+from covervlm.server.core.generation import GenerationChunk
 from tests.server.api.scripted import chat_body, prompt_report
 
 
@@ -23,7 +24,7 @@ def test_deltas_have_openais_shape(client):
     chunks = events(client, chat_body("Hello"))
     for chunk in chunks:
         ChatCompletionChunk.model_validate(chunk, strict=True)
-        assert set(chunk) == {"id", "object", "created", "model", "choices"}
+        assert set(chunk) == {"id", "object", "created", "model", "system_fingerprint", "choices"}
     assert len({(chunk["id"], chunk["created"]) for chunk in chunks}) == 1
     assert [chunk["choices"][0] for chunk in chunks] == [
         {
@@ -97,7 +98,7 @@ def test_tokens_that_show_no_character_yet_make_no_event(client, engine):
     ("error", "message"),
     [
         (EngineUnavailable("The server is stopping."), "The server is stopping."),
-        (RuntimeError("secret path /x"), "The server failed to answer this request. Its id is r1."),
+        (RuntimeError("secret path /x"), "The server failed to answer; report the request's id, r1."),
     ],
 )
 def test_a_failure_on_the_way_is_the_last_event_and_no_done_follows(client, engine, error, message):

@@ -30,23 +30,30 @@ def server(folder: Path) -> Iterator[tuple[httpx.Client, subprocess.Popen]]:
 
 
 def test_a_killed_server_comes_back_with_its_classifiers_jobs_and_sessions(tmp_path):
-    observe = "/v1/zero_shot/sessions/{}/observe"
+    observe = "/v1/streams/{}/observe"
     keys = [{"Idempotency-Key": str(i)} for i in range(3)]
     batches = [[noise(100 * i + j) for j in range(n)] for i, n in enumerate((40, 30, 5))]
     with server(tmp_path) as (client, process):
         fit = {"name": "shapes", "classes": SHAPES, "images": urls(4), "parameters": {"iterations": 5}}
-        done = client.post("/v1/zero_shot/classifiers", json=fit).json()["id"]
+        done = client.post("/v1/classifiers", json=fit).json()["id"]
         while client.get(f"/v1/jobs/{done}").json()["finished"] is None:
             time.sleep(0.05)
-        session = client.post("/v1/zero_shot/sessions", json={"classes": SHAPES, "horizon": 100}).json()["id"]
+        session = client.post("/v1/streams", json={"classes": SHAPES, "horizon": 100}).json()["id"]
         answers = [
             client.post(observe.format(session), json={"images": images}, headers=key).json()
             for images, key in zip(batches[:2], keys[:2], strict=True)
         ]
-        while client.get(f"/v1/zero_shot/sessions/{session}").json()["snapshot_observed"] < 70:
+        while client.get(f"/v1/streams/{session}").json()["snapshot_observed"] < 70:
             time.sleep(0.05)
         long = fit | {"name": "long", "parameters": {"iterations": 100_000, "tolerance": 0}, "images": urls(8)}
-        running = client.post("/v1/zero_shot/classifiers", json=long).json()["id"]
+        examples = [{"image": image, "label": SHAPES[i % 2]} for i, image in enumerate(urls(8))]
+        labelled = {"name": "shapes", "examples": examples, "method": "mlp"}
+        second = client.post("/v1/classifiers", json=labelled | {"parameters": {"epochs": 1}}).json()["id"]
+        while client.get(f"/v1/jobs/{second}").json()["finished"] is None:
+            time.sleep(0.05)
+        labels = client.post("/v1/classify", json={"images": urls(2), "classifier": "shapes@2"}).json()
+        running = client.post("/v1/classifiers", json=long).json()["id"]
+        waiting = client.post("/v1/classifiers", json=labelled).json()["id"]
         while client.get(f"/v1/jobs/{running}").json()["state"] != "running":
             time.sleep(0.05)
         os.kill(process.pid, signal.SIGKILL)
@@ -54,12 +61,15 @@ def test_a_killed_server_comes_back_with_its_classifiers_jobs_and_sessions(tmp_p
 
     with server(tmp_path) as (client, _):
         assert client.get(f"/v1/jobs/{done}").json()["state"] == "succeeded"
-        failed = client.get(f"/v1/jobs/{running}").json()
-        assert (failed["state"], failed["error"]["code"]) == ("failed", "server_restarted")
-        assert [c["name"] for c in client.get("/v1/zero_shot/classifiers").json()["data"]] == ["shapes"]
-        labels = client.post("/v1/zero_shot/classify", json={"images": urls(2), "classifier": "shapes"})
-        assert labels.status_code == 200
-        state = client.get(f"/v1/zero_shot/sessions/{session}").json()
+        for unfinished in (running, waiting):
+            failed = client.get(f"/v1/jobs/{unfinished}").json()
+            assert (failed["state"], failed["error"]["code"]) == ("failed", "server_restarted")
+        kept = [(c["name"], c["version"]) for c in client.get("/v1/classifiers").json()["data"]]
+        assert kept == [("shapes", 1), ("shapes", 2)]
+        for name in ("shapes@2", "shapes"):
+            assert client.post("/v1/classify", json={"images": urls(2), "classifier": name}).json() == labels
+        assert client.get("/v1/classifiers/shapes").json()["about"]["report"]["held_out"] == 8
+        state = client.get(f"/v1/streams/{session}").json()
         assert state["observed"] == state["snapshot_observed"] == 70
         for images, key, answer in zip(batches[:2], keys[:2], answers, strict=True):
             assert client.post(observe.format(session), json={"images": images}, headers=key).json() == answer

@@ -2,8 +2,9 @@
 
 import pytest
 
-from covervlm.server.clip.wording import wordings
-from covervlm.server.engines.base import EngineOverloaded, GenerationChunk
+from covervlm.server.clip.prompt_choice import wordings
+from covervlm.server.core.errors import EngineOverloaded
+from covervlm.server.core.generation import GenerationChunk
 from tests.server.api.clip_app import COLORS, SHAPES, clip_client, error, finished, noise, scenes, urls
 from tests.server.api.scripted import ScriptedEngine
 
@@ -67,6 +68,29 @@ def test_without_a_number_the_silhouette_chooses(client):
     assert result["prompt"] in wordings("color", "")
 
 
+@pytest.mark.parametrize("method", ["multi_map", "multi_sub", "clip_kmeans"])
+@pytest.mark.parametrize("clusters", [None, 2, 5])
+def test_equal_pictures_are_in_one_cluster(client, method, clusters):
+    body = {"aspect": "color", "words": ["red", "blue"], "method": method, "clusters": clusters}
+    alike = run(client, images=urls(1) * 6, **body)
+    assert alike["state"] == "succeeded", alike
+    result = alike["result"]
+    assert (result["labels"], result["silhouette"]) == ([0] * 6, None)
+    assert result["projection"] == [[0.0, 0.0]] * 6
+    assert "All images are equal" in result["warnings"][0]
+    two = run(client, images=[*urls(1) * 2, *urls(1, first=7) * 3], **body)["result"]
+    assert (two["labels"], two["silhouette"]) == ([1, 1, 0, 0, 0], 1.0)
+    assert "Only 2 of the 5 images are different" in two["warnings"][0]
+
+
+def test_fewer_clusters_than_asked_for_are_remarked_on(client):
+    body = {"aspect": "color", "words": ["red", "blue"], "method": "clip_kmeans"}
+    few = run(client, images=[*urls(2), *urls(2)], clusters=3, **body)["result"]
+    assert len(few["clusters"]) == 2
+    assert few["warnings"][1].startswith("3 clusters were asked for, and there are 2")
+    assert run(client, images=urls(4), clusters=3, **body)["result"]["warnings"] == []
+
+
 def test_words_are_asked_from_the_served_model_and_shown(client, engine):
     engine.script = lambda request: [
         GenerationChunk(text="Red, green,\n- blue, YELLOW."),
@@ -112,7 +136,13 @@ def test_an_answer_that_is_no_list_of_words_fails_the_job_and_says_what_to_do(cl
         ({"method": "magic"}, "method"),
         ({"prompt": "no place"}, "prompt"),
         ({"prompt": "*"}, "prompt"),
-        ({"method": "multi_sub", "parameters": {"epochs": 3}}, None),
+        ({"prompt": "word " * 50 + "*"}, "prompt"),
+        ({"aspect": "   "}, "aspect"),
+        ({"aspect": "color of *"}, "aspect"),
+        ({"aspect": "color " * 16}, "aspect"),
+        ({"subject": "*"}, "subject"),
+        ({"subject": "fruit " * 16}, "subject"),
+        ({"method": "multi_sub", "parameters": {"epochs": 3}}, "parameters.epochs"),
         ({"parameters": {"epochs": 0}}, "parameters.epochs"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from covervlm.server import create_app
-from covervlm.server.engines.base import GenerationChunk
+from covervlm.server.core.generation import GenerationChunk
 from covervlm.server.settings import Settings
 from tests.server.api.live import live_server
 from tests.server.api.scripted import Gate, ScriptedEngine, chat_body, prompt_report
@@ -117,7 +117,7 @@ def test_a_client_that_does_not_read_is_cut_off_and_leaves_the_engine(engine):
     with live_server(create_app(settings, engine), settings) as url:
         host, port = url.removeprefix("http://").split(":")
         body = json.dumps(chat_body("Hello", stream=True)).encode()
-        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             assert connection.recv(1)

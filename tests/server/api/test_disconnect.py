@@ -4,9 +4,14 @@ import asyncio
 import json
 
 import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
+from starlette.responses import StreamingResponse
 
 from covervlm.server import create_app
-from covervlm.server.engines.base import GenerationChunk
+from covervlm.server.api.body import BodyRoute
+from covervlm.server.core.generation import GenerationChunk
 from covervlm.server.settings import Settings
 from tests.server.api.scripted import Gate, ScriptedEngine, chat_body, prompt_report
 
@@ -16,10 +21,10 @@ SECONDS = 10
 class Connection:
     """The ASGI side of one POST, whose client leaves when the test says so."""
 
-    def __init__(self, app, body, path="/v1/chat/completions"):
+    def __init__(self, app, body, path="/v1/chat/completions", *, more=False):
         content = json.dumps(body).encode()
         self.incoming = asyncio.Queue()
-        self.incoming.put_nowait({"type": "http.request", "body": content, "more_body": False})
+        self.incoming.put_nowait({"type": "http.request", "body": content, "more_body": more})
         self.sent = []
         self.got_body = asyncio.Event()
         scope = {
@@ -103,6 +108,32 @@ async def test_leaving_a_prune_cancels(gate):
     assert connection.sent == []
 
 
+async def test_the_work_of_a_route_ends_when_its_client_leaves():
+    """Whatever the route: cancelling is a property of the class, and all that take a body are of it."""
+    app, working, ended = FastAPI(), asyncio.Event(), asyncio.Event()
+    app.router.route_class = BodyRoute
+
+    @app.post("/work")
+    async def work(body: dict[str, int]) -> None:
+        working.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    connection = Connection(app, {"a": 1}, "/work")
+    await asyncio.wait_for(working.wait(), SECONDS)
+    assert not ended.is_set()
+    connection.leave()
+    with pytest.raises(ClientDisconnect):
+        await connection.ended()
+    assert ended.is_set()
+    served = create_app(Settings(clip_model="demo"), ScriptedEngine()).routes
+    taking = [route for route in served if isinstance(route, APIRoute) and route.methods & {"POST", "PUT", "PATCH"}]
+    assert len(taking) > 8
+    assert all(isinstance(route, BodyRoute) for route in taking)
+
+
 async def test_a_client_too_slow_to_read_is_let_go_when_it_leaves():
     """The stream stands in `send`, as it does where the client's window is full."""
     engine = ScriptedEngine(
@@ -142,3 +173,23 @@ async def test_the_others_go_on_when_one_leaves():
     gates["stays"].opened.set()
     await stays.ended()
     assert stays.sent[-2]["body"] == b"data: [DONE]\n\n"
+
+
+async def test_an_answer_that_has_begun_is_not_cut_off_for_a_body_that_nobody_waits_for():
+    app, rest = create_app(Settings(receive_timeout=0.01), ScriptedEngine()), asyncio.Event()
+
+    @app.post("/slow")
+    async def slow() -> StreamingResponse:
+        async def pieces():
+            yield b"a"
+            await rest.wait()
+            yield b"b"
+
+        return StreamingResponse(pieces())
+
+    connection = Connection(app, {}, "/slow", more=True)
+    await asyncio.wait([connection.task], timeout=0.2)  # the body's time is over
+    assert not connection.task.done()
+    rest.set()
+    await connection.ended()
+    assert b"".join(message.get("body", b"") for message in connection.sent) == b"ab"

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from covervlm.server import create_app
+from covervlm.server.app import Application
 from covervlm.server.settings import Settings
 from tests.server.api.clip_app import wait_for
 from tests.server.api.scripted import ScriptedEngine, chat_body
@@ -23,9 +23,9 @@ SECONDS = 120
 
 def test_a_draining_app_is_alive_but_not_ready_and_takes_nothing_new():
     engine = ScriptedEngine()
-    app = create_app(Settings(api_key=("secret",)), engine)
-    with TestClient(app) as client:
-        app.state.drain.begun = True
+    application = Application(Settings(api_key=("secret",)), engine)
+    with TestClient(application.app) as client:
+        application.drain.begun = True
         assert client.get("/health").status_code == 200
         assert client.get("/metrics", headers={"Authorization": "Bearer secret"}).status_code == 200
         for response in (

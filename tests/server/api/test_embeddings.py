@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from covervlm.server.clip.encoder import ClipEncoder
+from covervlm.server.clip.encoder.encoder import ClipEncoder
 from covervlm.server.demo import clip_path
 from tests.server.api.clip_app import clip_client, error, scenes, urls
 
@@ -78,7 +78,14 @@ def test_the_openai_client_reads_them(client):
     [
         ({"model": "gpt"}, 404, "model", "model_not_found"),
         ({"input": []}, 400, "input", "invalid_value"),
-        ({"input": [1, 2, 3]}, 400, "input[0]", "invalid_type"),
+        ({"input": [1, 2, 3]}, 400, "input", "invalid_value"),
+        ({"input": ["a star", [1, 2, 3]]}, 400, "input[1]", "invalid_value"),
+        ({"input": [1, "x"]}, 400, "input[1]", "invalid_type"),
+        ({"input": {"type": "text"}}, 400, "input.text", "missing_required_parameter"),
+        ({"input": [{"type": "audio"}]}, 400, "input[0]", "invalid_type"),
+        ({"input": [True]}, 400, "input[0]", "invalid_type"),
+        ({"modality": "audio"}, 400, "modality", "invalid_value"),
+        ({"modality": "image", "input": "a star"}, 400, "input", "invalid_image"),
         ({"input": ["fine", "star " * 40]}, 400, "input[1]", "context_length_exceeded"),
         ({"dimensions": 8}, 400, "dimensions", "unsupported_parameter"),
         ({"encoding_format": "hex"}, 400, "encoding_format", "invalid_value"),
@@ -89,6 +96,36 @@ def test_the_openai_client_reads_them(client):
 def test_what_cannot_be_embedded_is_refused_by_name(client, change, status, param, code):
     detail = error(client.post("/v1/embeddings", json={"model": "demo-clip", "input": "a star"} | change), status)
     assert (detail["param"], detail["code"]) == (param, code)
+
+
+def test_images_come_in_every_spelling_that_clients_have(client):
+    def vector(**body):
+        return client.post("/v1/embeddings", json=body).json()["data"][0]["embedding"]
+
+    [url] = urls(1)
+    detail = error(client.post("/v1/embeddings", json={"input": ["x", {"image": "nonsense"}]}), 400)
+    assert detail["param"] == "input[1].image"
+    expected = vector(input=[image(url)])
+    for spelled in (url, [url], image(url), {"image": url}, [{"image": url}]):
+        assert vector(input=spelled) == expected
+    assert vector(input=[url.partition(",")[2]], modality="image") == expected
+    answer = client.post("/v1/embeddings", json={"input": url})
+    assert answer.json()["usage"]["prompt_tokens"] == 0
+    assert error(client.post("/v1/embeddings", json={"input": url, "modality": "text"}), 400)["param"] == "input"
+    assert vector(input={"text": "a star"}) == vector(input="a star")
+
+
+def test_token_ids_of_this_models_tokenizer_are_the_text_and_others_are_refused(client, encoder):
+    texts = ["a red star", "a ring"]
+    ids = encoder.tokenize(texts)
+    by_text = client.post("/v1/embeddings", json={"input": texts}).json()
+    assert client.post("/v1/embeddings", json={"input": ids}).json() == by_text
+    [alone] = client.post("/v1/embeddings", json={"input": ids[0]}).json()["data"]
+    assert alone["embedding"] == pytest.approx(by_text["data"][0]["embedding"], abs=1e-6)
+    for foreign in (ids[0][1:], ids[0][:-1], [ids[0][0], 10**6, ids[0][-1]], [17, 2046, 9]):
+        detail = error(client.post("/v1/embeddings", json={"input": [ids[1], foreign]}), 400)
+        assert detail["param"] == "input[1]"
+        assert "send the text itself" in detail["message"]
 
 
 def test_the_models_own_dimensions_may_be_named(client, encoder):

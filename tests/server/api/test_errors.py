@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from covervlm.server.api.errors import parameter_name
-from covervlm.server.engines.base import EngineError, EngineOverloaded, EngineUnavailable, InvalidRequest
+from covervlm.server.core.errors import EngineError, EngineOverloaded, EngineUnavailable, InvalidRequest
 from tests.server.api.scripted import chat_body
 
 RAISED = [
@@ -50,7 +50,7 @@ def test_a_bug_is_logged_by_its_request_id_and_not_told(client, engine, caplog, 
         response = client.post("/v1/chat/completions", json=chat_body("Hello", stream=stream), headers=headers)
     assert response.status_code == 500
     assert response.headers["x-request-id"] == "r7"
-    message = "The server failed to answer this request. Its id is r7."
+    message = "The server failed to answer; report the request's id, r7."
     assert response.json() == {
         "error": {"message": message, "type": "server_error", "param": None, "code": "internal_error"}
     }
@@ -63,15 +63,13 @@ def test_a_bug_is_logged_by_its_request_id_and_not_told(client, engine, caplog, 
     [
         (("temperature",), "temperature"),
         (
-            ("messages", 0, "content", "parts", 1, "image_url", "image_url", "url"),
+            ("messages", 0, "content", "<parts>", 1, "<image_url>", "image_url", "url"),
             "messages[0].content[1].image_url.url",
         ),
-        (("messages", 0, "content", "parts", 0, "text", "text"), "messages[0].content[0].text"),
+        (("messages", 0, "content", "<parts>", 0, "<text>", "text"), "messages[0].content[0].text"),
         (("messages", 0, "role"), "messages[0].role"),
-        (("messages", 7), "messages"),
         ((), None),
     ],
 )
 def test_a_location_becomes_a_path_without_the_branches_of_unions(location, name):
-    parts = [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {}}]
-    assert parameter_name(location, {"messages": [{"content": parts}]}) == name
+    assert parameter_name(location) == name

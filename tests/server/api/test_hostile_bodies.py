@@ -22,20 +22,49 @@ CHAT = chat_body("What color?", PIXEL, vision_pruning={"keep_tokens": [5], "guid
 CHAT |= {"temperature": 0.5, "top_k": 3, "seed": 1, "n": 1, "logprobs": True, "top_logprobs": 2, "user": "u"}
 CHAT |= {"stream": True, "stream_options": {"include_usage": True}, "metadata": {"a": "b"}}
 CLASSES = {"classes": ["red", "blue"], "templates": ["a {} thing"]}
+SHOWN = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PIXEL.partition(",")[2]}}
+COUNTED = {
+    "model": "demo",
+    "system": [{"type": "text", "text": "Be brief."}],
+    "messages": [{"role": "user", "content": [SHOWN, {"type": "text", "text": "What color?"}]}],
+    "output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}},
+    "vision_pruning": {"keep_tokens": 5},
+}
 GOOD = {
     "/v1/chat/completions": CHAT,
+    "/v1/messages": {**COUNTED, "max_tokens": 4, "temperature": 0.5, "top_k": 3, "stop_sequences": ["x"]},
+    "/v1/messages/count_tokens": COUNTED,
+    "/v1/responses": {
+        "model": "demo",
+        "instructions": "Be brief.",
+        "input": [{"role": "user", "content": [{"type": "input_image", "image_url": PIXEL}]}],
+        "text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "object"}}},
+        "max_output_tokens": 4,
+        "metadata": {"a": "b"},
+    },
+    "/v1/completions": {
+        "model": "demo",
+        "prompt": ["a red", "a blue"],
+        "max_tokens": 4,
+        "logprobs": 1,
+        "echo": True,
+        "stop": ["x"],
+        "n": 1,
+    },
+    "/tokenize": {"model": "demo", "prompt": "a red star", "add_special_tokens": True, "return_token_strs": True},
+    "/detokenize": {"model": "demo", "tokens": [1, 2, 3]},
     "/v1/prune": CHAT,
     "/v1/embeddings": {"model": "demo-clip", "input": ["red", PART], "encoding_format": "float", "dimensions": None},
-    "/v1/zero_shot/classify": {"model": "demo-clip", "images": [PIXEL, PART], **CLASSES, "top": 2},
-    "/v1/zero_shot/classifiers": {"name": "a", "images": [PIXEL], **CLASSES, "parameters": {"iterations": 3}},
-    "/v1/zero_shot/sessions": {**CLASSES, "horizon": 5, "parameters": {"beta": 0.5}},
-    "/v1/zero_shot/sessions/{session}/observe": {"images": [PIXEL], "top": 2},
+    "/v1/classify": {"model": "demo-clip", "images": [PIXEL, PART], **CLASSES, "top": 2},
+    "/v1/classifiers": {"name": "a", "images": [PIXEL], **CLASSES, "parameters": {"iterations": 3}},
+    "/v1/streams": {**CLASSES, "horizon": 5, "parameters": {"beta": 0.5}},
+    "/v1/streams/{stream}/observe": {"images": [PIXEL], "top": 2},
     "/v1/clusterings": {"images": [PIXEL, PIXEL], "aspect": "color", "words": ["red", "blue"], "seed": 1},
 }
 FILES = {
-    "/v1/zero_shot/classifiers/{name}/file": "PUT",
-    "/v1/zero_shot/embeddings": "POST",
-    "/v1/zero_shot/sessions/{session}/snapshot": "PUT",
+    "/v1/classifiers/{name}/file": "PUT",
+    "/v1/embeddings/uploads": "POST",
+    "/v1/streams/{stream}/snapshot": "PUT",
 }
 
 
@@ -47,7 +76,7 @@ def client(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def session(client):
-    return client.post("/v1/zero_shot/sessions", json={"classes": ["red", "blue"], "horizon": 5}).json()["id"]
+    return client.post("/v1/streams", json={"classes": ["red", "blue"], "horizon": 5}).json()["id"]
 
 
 def test_no_route_with_a_body_is_forgotten_here(client):
@@ -91,7 +120,7 @@ WORTHLESS = {
 @pytest.mark.parametrize("path", GOOD)
 @pytest.mark.parametrize("kind", WORTHLESS)
 def test_a_worthless_body_is_a_400(client, session, path, kind):
-    url = path.format(session=session)
+    url = path.format(stream=session)
     answer = client.post(url, content=WORTHLESS[kind], headers={"Content-Type": "application/json"})
     assert error(answer, 400)["type"] == "invalid_request_error"
 
@@ -101,7 +130,7 @@ def test_a_worthless_body_is_a_400(client, session, path, kind):
     "kind", ["text/plain", "application/xml", "multipart/form-data; boundary=x", "image/png", ";", ""]
 )
 def test_a_good_body_of_another_type_is_a_400_that_says_which_to_send(client, session, path, kind):
-    url = path.format(session=session)
+    url = path.format(stream=session)
     answer = client.post(url, content=json.dumps(GOOD[path]), headers={"Content-Type": kind})
     assert "application/json" in error(answer, 400)["message"]
 
@@ -134,7 +163,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("path", GOOD)
 def test_no_value_anywhere_in_a_good_body_brings_a_5xx(client, session, path):
-    url = path.format(session=session)
+    url = path.format(stream=session)
     failures, statuses = [], set()
     for way in leaves(GOOD[path]):
         for value in HOSTILE:
@@ -226,7 +255,7 @@ HOSTILE_FILES = {
 @pytest.mark.parametrize("path", FILES)
 @pytest.mark.parametrize("kind", HOSTILE_FILES)
 def test_a_hostile_file_is_a_400_in_the_servers_own_words(client, session, path, kind):
-    url = path.format(session=session, name="a")
+    url = path.format(stream=session, name="a")
     answer = client.request(FILES[path], url, content=HOSTILE_FILES[kind])
     detail = error(answer, 400)
     assert detail["code"] == "invalid_tensors"
@@ -237,7 +266,7 @@ def test_a_hostile_file_is_a_400_in_the_servers_own_words(client, session, path,
 def test_hostile_embeddings_in_base64_are_a_400_too(client, kind):
 
     body = {"name": "never", "classes": ["red", "blue"], "embeddings": base64.b64encode(HOSTILE_FILES[kind]).decode()}
-    assert error(client.post("/v1/zero_shot/classifiers", json=body), 400)["code"] == "invalid_tensors"
+    assert error(client.post("/v1/classifiers", json=body), 400)["code"] == "invalid_tensors"
 
 
 METADATA = {
@@ -260,5 +289,5 @@ def test_metadata_that_could_not_be_sent_again_is_refused(client, kind):
     if text.startswith("{"):
         text = json.dumps(good)[:-1] + ", " + text[1:]
     data = save({"proxies": torch.eye(2)}, metadata={"covervlm": text})
-    assert error(client.put("/v1/zero_shot/classifiers/a/file", content=data), 400)["code"] == "invalid_tensors"
-    assert client.get("/v1/zero_shot/classifiers").status_code == 200
+    assert error(client.put("/v1/classifiers/a/file", content=data), 400)["code"] == "invalid_tensors"
+    assert client.get("/v1/classifiers").status_code == 200

@@ -33,12 +33,12 @@ def npy(rows: int) -> bytes:
 @pytest.fixture(scope="module")
 def things(client) -> dict[str, str]:
     """Ids of one thing of every kind that the key `one` keeps, by the name of the path's parameter."""
-    upload = client.post("/v1/zero_shot/embeddings", content=npy(20), headers=ONE).json()["id"]
+    upload = client.post("/v1/embeddings/uploads", content=npy(20), headers=ONE).json()["id"]
     body = {"name": "mine", **CLASSES, "uploads": [upload], "parameters": {"iterations": 2}}
-    job = client.post("/v1/zero_shot/classifiers", json=body, headers=ONE).json()["id"]
+    job = client.post("/v1/classifiers", json=body, headers=ONE).json()["id"]
     assert finished(client, job, headers=ONE)["state"] == "succeeded"
-    session = client.post("/v1/zero_shot/sessions", json={**CLASSES, "horizon": 5}, headers=ONE).json()["id"]
-    return {"upload": upload, "job": job, "name": "mine", "session": session}
+    session = client.post("/v1/streams", json={**CLASSES, "horizon": 5}, headers=ONE).json()["id"]
+    return {"upload": upload, "job": job, "name": "mine", "stream": session}
 
 
 def test_a_stranger_learns_nothing_of_what_there_is(client, things):
@@ -51,13 +51,13 @@ def test_a_stranger_learns_nothing_of_what_there_is(client, things):
     ]
     assert len(named) > 10
     bodies = {
-        "/v1/zero_shot/sessions/{session}/observe": {"json": {"images": ["data:,"]}},
-        "/v1/zero_shot/sessions/{session}/snapshot": {
-            "content": client.get(f"/v1/zero_shot/sessions/{things['session']}/snapshot", headers=ONE).content
+        "/v1/streams/{stream}/observe": {"json": {"images": ["data:,"]}},
+        "/v1/streams/{stream}/snapshot": {
+            "content": client.get(f"/v1/streams/{things['stream']}/snapshot", headers=ONE).content
         },
     }
     for method, path in named:
-        if (method, path) == ("PUT", "/v1/zero_shot/classifiers/{name}/file"):
+        if (method, path) == ("PUT", "/v1/classifiers/{name}/file"):
             continue  # makes a classifier of one's own, under a name that another may have as well
         sent = bodies.get(path, {}) if method in ("PUT", "POST") else {}
         theirs, nobodys = (
@@ -67,11 +67,11 @@ def test_a_stranger_learns_nothing_of_what_there_is(client, things):
         assert theirs.status_code == nobodys.status_code == 404, (method, path, theirs.text)
         hide = "|".join([*things.values(), "nothing"])
         assert re.sub(hide, "", theirs.text) == re.sub(hide, "", nobodys.text), (method, path)
-    for kind, name in (("jobs", "job"), ("zero_shot/classifiers", "name"), ("zero_shot/sessions", "session")):
+    for kind, name in (("jobs", "job"), ("classifiers", "name"), ("streams", "stream")):
         assert client.get(f"/v1/{kind}/{things[name]}", headers=ONE).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/zero_shot/classifiers", "/v1/zero_shot/sessions"])
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/classifiers", "/v1/streams"])
 def test_lists_hold_what_is_ones_own(client, things, path):
     assert client.get(path, headers=ONE).json()["data"]
     assert client.get(path, headers=TWO).json()["data"] == []
@@ -79,33 +79,32 @@ def test_lists_hold_what_is_ones_own(client, things, path):
 
 def test_anothers_things_cannot_be_used_by_name(client, things, red_png):
     body = {"classifier": things["name"], "images": [red_png]}
-    assert client.post("/v1/zero_shot/classify", json=body, headers=ONE).status_code == 200
-    assert client.post("/v1/zero_shot/classify", json=body, headers=TWO).status_code == 404
+    assert client.post("/v1/classify", json=body, headers=ONE).status_code == 200
+    assert client.post("/v1/classify", json=body, headers=TWO).status_code == 404
     body = {"name": "theirs", **CLASSES, "uploads": [things["upload"]]}
-    assert client.post("/v1/zero_shot/classifiers", json=body, headers=TWO).status_code == 404
+    assert client.post("/v1/classifiers", json=body, headers=TWO).status_code == 404
 
 
 def test_two_keys_may_give_the_same_name_and_each_has_its_own(client, things):
     body = {"name": things["name"], **CLASSES, "embeddings": base64.b64encode(npy(9)).decode()}
     body["parameters"] = {"iterations": 2}
-    job = client.post("/v1/zero_shot/classifiers", json=body, headers=TWO).json()["id"]
+    job = client.post("/v1/classifiers", json=body, headers=TWO).json()["id"]
     assert finished(client, job, headers=TWO)["state"] == "succeeded"
-    cards = [client.get(f"/v1/zero_shot/classifiers/{things['name']}", headers=key).json() for key in (ONE, TWO)]
+    cards = [client.get(f"/v1/classifiers/{things['name']}", headers=key).json() for key in (ONE, TWO)]
     assert [card["about"]["images"] for card in cards] == [20, 9]
-    assert client.delete(f"/v1/zero_shot/classifiers/{things['name']}", headers=TWO).status_code == 200
-    assert client.get(f"/v1/zero_shot/classifiers/{things['name']}", headers=ONE).json() == cards[0]
+    assert client.delete(f"/v1/classifiers/{things['name']}", headers=TWO).status_code == 200
+    assert client.get(f"/v1/classifiers/{things['name']}", headers=ONE).json() == cards[0]
 
 
 def test_an_answer_under_an_idempotency_key_is_its_owners(client, red_png):
     """The same key, the same body: another caller's session remembers nothing of it."""
     sessions = [
-        client.post("/v1/zero_shot/sessions", json={**CLASSES, "horizon": 5}, headers=key).json()["id"]
-        for key in (ONE, TWO)
+        client.post("/v1/streams", json={**CLASSES, "horizon": 5}, headers=key).json()["id"] for key in (ONE, TWO)
     ]
     for session, key in zip(sessions, (ONE, TWO), strict=True):
         answer = client.post(
-            f"/v1/zero_shot/sessions/{session}/observe",
+            f"/v1/streams/{session}/observe",
             json={"images": [red_png]},
             headers={**key, "Idempotency-Key": "same"},
         )
-        assert (answer.json()["session"], answer.json()["observed"]) == (session, 1)
+        assert (answer.json()["stream"], answer.json()["observed"]) == (session, 1)

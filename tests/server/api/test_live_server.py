@@ -9,7 +9,8 @@ import openai
 import pytest
 
 from covervlm.server import create_app
-from covervlm.server.engines.base import EngineOverloaded, GenerationChunk
+from covervlm.server.core.errors import EngineOverloaded
+from covervlm.server.core.generation import GenerationChunk
 from covervlm.server.settings import Settings
 from tests.server.api.live import live_server
 from tests.server.api.scripted import Gate, ScriptedEngine, chat_body, prompt_report
@@ -94,8 +95,8 @@ def test_an_alias_prunes_without_extra_fields(openai_client, red_png):
 
 def test_failures_are_the_packages_own_exceptions(openai_client, script):
     with pytest.raises(openai.BadRequestError) as bad:
-        openai_client.chat.completions.create(**ask(), tools=[{"type": "function", "function": {"name": "f"}}])
-    assert (bad.value.param, bad.value.code) == ("tools", "unsupported_parameter")
+        openai_client.chat.completions.create(**ask(), modalities=["text", "audio"])
+    assert (bad.value.param, bad.value.code) == ("modalities", "unsupported_parameter")
     with pytest.raises(openai.NotFoundError) as missing:
         openai_client.chat.completions.create(**ask(model="gpt-4o"))
     assert missing.value.code == "model_not_found"
@@ -153,7 +154,7 @@ def test_closing_the_socket_cancels(url, scripted, script, monkeypatch, stream):
     script(steps)
     host, port = url.removeprefix("http://").split(":")
     body = json.dumps(ask(stream=stream)).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-Request-Id: {name}\r\n"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: {name}\r\n"
     head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(head.encode() + body)

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from covervlm.server import create_app
-from covervlm.server.engines.base import GenerationChunk
+from covervlm.server.core.generation import GenerationChunk
 from covervlm.server.settings import Settings
 from tests.server.api.clip_app import SHAPES, clip_client, finished, urls
 from tests.server.api.scripted import ScriptedEngine, chat_body, prompt_report
@@ -121,15 +121,15 @@ def test_the_process_tells_of_its_memory_and_time(client):
 
 def test_jobs_and_sessions_are_counted_by_what_became_of_them(tmp_path):
     with clip_client(tmp_path) as client:
-        assert samples(client)["covervlm_sessions",] == 0
-        client.post("/v1/zero_shot/sessions", json={"classes": SHAPES, "horizon": 10}).raise_for_status()
-        other = client.post("/v1/zero_shot/sessions", json={"classes": SHAPES, "horizon": 10}).json()["id"]
-        client.delete(f"/v1/zero_shot/sessions/{other}")
+        assert samples(client)["covervlm_streams",] == 0
+        client.post("/v1/streams", json={"classes": SHAPES, "horizon": 10}).raise_for_status()
+        other = client.post("/v1/streams", json={"classes": SHAPES, "horizon": 10}).json()["id"]
+        client.delete(f"/v1/streams/{other}")
         body = {"name": "shapes", "classes": SHAPES, "images": urls(6), "parameters": {"iterations": 2}}
-        job = client.post("/v1/zero_shot/classifiers", json=body).json()["id"]
+        job = client.post("/v1/classifiers", json=body).json()["id"]
         assert finished(client, job)["state"] == "succeeded"
         seen = samples(client)
-        assert seen["covervlm_sessions",] == 1
+        assert seen["covervlm_streams",] == 1
         states = {key[1]: value for key, value in seen.items() if key[0] == "covervlm_jobs"}
         assert states == {"queued": 0, "running": 0, "succeeded": 1, "failed": 0, "cancelled": 0}
 

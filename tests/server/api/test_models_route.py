@@ -20,6 +20,8 @@ def test_the_list_holds_the_model_and_its_budget_aliases_in_openais_schema(clien
     assert {(card.object, card.owned_by) for card in cards} == {("model", "covervlm")}
     chat, embedding = body["data"][:4], body["data"][4]
     assert [card["keep_tokens"] for card in chat] == [None, 192, 64, 16]
+    assert {card["method"] for card in chat} == {"mmtok"}
+    assert (embedding["method"], embedding["keep_tokens"]) == (None, None)
     assert {(card["root"], card["max_model_len"], card["vision_tokens"]) for card in chat} == {("demo", 4096, 576)}
     assert (embedding["root"], embedding["max_model_len"], embedding["vision_tokens"]) == ("demo-clip", None, None)
 
@@ -64,3 +66,23 @@ def test_a_model_that_embeds_is_told_from_one_that_chats(client):
     response = client.post("/v1/chat/completions", json=body)
     assert response.status_code == 404
     assert response.json()["error"]["message"].endswith("does not chat; this server chats with 'demo'.")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"keep_tokens": 64}, (64, None, None)),
+        ({"keep_ratio": 0.25}, (None, 0.25, None)),
+        ({"adaptive_budget": "64:192"}, (None, None, [64, 192])),
+        ({}, (None, None, None)),
+    ],
+)
+def test_the_budget_in_force_is_told_and_a_name_outdoes_it(settings, expected):
+    client = TestClient(create_app(Settings(clip_model="none", **settings), ScriptedEngine()))
+    fields = ("keep_tokens", "keep_ratio", "adaptive_budget")
+    assert tuple(client.get("/v1/models/demo").json()[field] for field in fields) == expected
+    assert tuple(client.get("/v1/models/demo:5").json()[field] for field in fields) == (5, None, None)
+
+
+def test_a_slash_behind_the_list_changes_nothing(client):
+    assert client.get("/v1/models/").json() == client.get("/v1/models").json()

@@ -1,31 +1,61 @@
 """Every parameter of OpenAI's chat completions is taken, ignored on purpose, or refused by name."""
 
 import typing
+from pathlib import Path
 
 import pytest
 from openai.types.chat import completion_create_params as openai_params
 
+from covervlm.server.api.wire import fields
+from covervlm.server.api.wire.chat_request import ChatCompletionRequest, Unless
+from covervlm.server.core.generation import SamplingParams
 from tests.server.api.scripted import chat_body
 
+DOCS = Path(__file__).parents[3] / "docs" / "chat-fields.md"
+_VLLM = """
+    messages model frequency_penalty logit_bias logprobs top_logprobs max_tokens max_completion_tokens n
+    presence_penalty response_format seed stop stream stream_options temperature top_p tools tool_choice
+    reasoning_effort thinking_token_budget include_reasoning parallel_tool_calls user use_beam_search top_k
+    min_p repetition_penalty watermarking length_penalty ignore_eos spaces_between_special_tokens
+    truncate_prompt_tokens truncation_side prompt_logprobs logprob_token_ids allowed_token_ids echo
+    add_generation_prompt continue_final_message add_special_tokens documents chat_template chat_template_kwargs
+    media_io_kwargs mm_processor_kwargs priority request_id session_id return_tokens_as_token_ids
+    return_token_ids routed_experts_prompt_start return_token_offsets return_prompt_text mm_payload
+    return_mm_kwargs cache_salt kv_transfer_params ec_transfer_params vllm_xargs repetition_detection
+    stream_interval best_of
+"""
+VLLM = _VLLM.split()
+"""vLLM 0.32's fields, but for those of sampling and structured output that are in no table here yet."""
+
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
 TAKEN: dict[str, object] = {
     "frequency_penalty": 0.5,
+    "logit_bias": {"50256": -100},
     "logprobs": True,
     "max_completion_tokens": 5,
     "max_tokens": 5,
     "n": 1,
+    "parallel_tool_calls": True,
     "presence_penalty": 0.5,
+    "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}},
     "seed": 1,
     "stop": ["END"],
     "stream": False,
     "stream_options": {"include_usage": True, "include_obfuscation": False},
     "temperature": 0.5,
+    "tool_choice": "required",
+    "tools": TOOLS,
     "top_logprobs": 2,
     "top_p": 0.5,
 }
-NEEDS = {"top_logprobs": {"logprobs": True}, "stream_options": {"stream": True}}
+NEEDS = {
+    "top_logprobs": {"logprobs": True},
+    "stream_options": {"stream": True},
+    "tool_choice": {"tools": TOOLS},
+    "tools": {"tool_choice": "required"},
+}
 IGNORED: dict[str, object] = {
     "metadata": {"team": "a"},
-    "parallel_tool_calls": True,
     "prompt_cache_key": "k",
     "prompt_cache_options": {"mode": "implicit"},
     "prompt_cache_retention": "24h",
@@ -37,28 +67,20 @@ REFUSED: dict[str, object] = {
     "audio": {"voice": "alloy", "format": "wav"},
     "function_call": "auto",
     "functions": [{"name": "f"}],
-    "logit_bias": {"50256": -100},
     "modalities": ["text", "audio"],
     "moderation": {"model": "m"},
     "prediction": {"type": "content", "content": "x"},
     "reasoning_effort": "high",
-    "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}},
     "store": True,
-    "tool_choice": "auto",
-    "tools": [{"type": "function", "function": {"name": "f"}}],
     "verbosity": "low",
     "web_search_options": {},
 }
 NEUTRAL: dict[str, object] = {
     "function_call": "none",
     "functions": [],
-    "logit_bias": {},
     "modalities": ["text"],
     "reasoning_effort": "none",
-    "response_format": {"type": "text"},
     "store": False,
-    "tool_choice": "none",
-    "tools": [],
     "verbosity": "medium",
 }
 
@@ -66,6 +88,64 @@ NEUTRAL: dict[str, object] = {
 def test_every_parameter_of_the_openai_package_has_its_place():
     official = typing.get_type_hints(openai_params.CompletionCreateParamsStreaming)
     assert set(official) == {"messages", "model", *TAKEN, *IGNORED, *REFUSED}
+
+
+def test_every_field_of_openai_and_vllm_is_in_the_documented_table():
+    assert fields.table(fields.CHAT) in DOCS.read_text()
+    assert {*openai_params.CompletionCreateParamsStreaming.__annotations__, *VLLM} <= set(
+        ChatCompletionRequest.model_fields
+    )
+
+
+@pytest.mark.parametrize("name", [*VLLM, "guided_json", "anything_else"])
+def test_null_is_as_good_as_absent_under_every_name(client, name):
+    if name not in ("messages", "model"):
+        assert client.post("/v1/chat/completions", json=chat_body("Hello", **{name: None})).status_code == 200
+
+
+MARKED = {
+    name: mark
+    for name, field in ChatCompletionRequest.model_fields.items()
+    for mark in field.metadata
+    if isinstance(mark, Unless)
+}
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_what_the_table_calls_neutral_is_accepted_and_all_else_is_refused_by_name(client, engine, name):
+    for value in MARKED[name].neutral:
+        assert client.post("/v1/chat/completions", json=chat_body("Hello", **{name: value})).status_code == 200
+    response = client.post("/v1/chat/completions", json=chat_body("Hello", **{name: {"other": 17}}))
+    assert (response.status_code, response.json()["error"]["param"]) == (400, name)
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": "sky"}'}}
+HISTORIES = {
+    "calls without content": [{"role": "assistant", "content": None, "tool_calls": [CALL]}],
+    "calls and results": [
+        {"role": "assistant", "tool_calls": [CALL], "refusal": None, "audio": None, "function_call": None},
+        {"role": "tool", "tool_call_id": "c1", "content": "blue"},
+        {"role": "tool", "tool_call_id": "c2", "content": [{"type": "text", "text": "blue"}]},
+    ],
+    "a refusal": [{"role": "assistant", "content": None, "refusal": "I cannot."}],
+    "an empty answer": [{"role": "assistant", "content": "", "tool_calls": [], "reasoning_content": "hm"}],
+}
+
+
+@pytest.mark.parametrize("kind", HISTORIES)
+def test_a_legal_history_reaches_the_engine(client, engine, kind):
+    user = {"role": "user", "content": "What colour?"}
+    response = client.post("/v1/chat/completions", json={"model": "demo", "messages": [user, *HISTORIES[kind], user]})
+    assert response.status_code == 200, response.text
+    first = engine.requests[0].messages[1]
+    assert first.text == (HISTORIES[kind][0].get("refusal") or "")
+    if "calls" in kind:
+        assert [(call.id, call.name, call.arguments) for call in first.tool_calls] == [("c1", "look", '{"at": "sky"}')]
+    if "results" in kind:
+        assert [(m.role, m.text, m.tool_call_id) for m in engine.requests[0].messages[2:4]] == [
+            ("tool", "blue", "c1"),
+            ("tool", "blue", "c2"),
+        ]
 
 
 @pytest.mark.parametrize("name", [*TAKEN, *IGNORED])
@@ -100,8 +180,36 @@ def test_null_or_a_value_that_asks_for_nothing_is_accepted(client, name):
         assert client.post("/v1/chat/completions", json=chat_body("Hello", **{name: value})).status_code == 200
 
 
-@pytest.mark.parametrize(
-    "name", [*TAKEN, *IGNORED, "vision_pruning", "top_k", "min_p", "repetition_penalty", "ignore_eos"]
-)
+VLLM: dict[str, object] = {
+    "bad_words": ["circle"],
+    "ebnf": 'root ::= "a"',
+    "grammar": 'root ::= "a"',
+    "json_schema": {"type": "object"},
+    "regex": "a+",
+    "guided_choice": ["a", "b"],
+    "guided_grammar": 'start: "a"',
+    "guided_json": {"type": "object"},
+    "guided_regex": "a+",
+    "ignore_eos": True,
+    "include_stop_str_in_output": True,
+    "min_p": 0.1,
+    "min_tokens": 2,
+    "repetition_penalty": 1.1,
+    "skip_special_tokens": False,
+    "stop_token_ids": [3],
+    "structured_outputs": {"regex": "a+"},
+    "top_k": 3,
+}
+
+
+@pytest.mark.parametrize("name", VLLM)
+def test_vllms_extensions_are_taken(client, engine, name):
+    body = chat_body("Hello", **{name: VLLM[name]})
+    assert client.post("/v1/chat/completions", json=body).status_code == 200
+    [request] = engine.requests
+    assert request.sampling != SamplingParams()
+
+
+@pytest.mark.parametrize("name", [*TAKEN, *IGNORED, *VLLM, "vision_pruning"])
 def test_null_means_absent(client, name):
     assert client.post("/v1/chat/completions", json=chat_body("Hello", **{name: None})).status_code == 200

@@ -34,7 +34,8 @@ def test_every_operation_says_what_it_answers_with_and_how_it_fails(served):
             answers = operation["responses"]
             assert {"4XX", "5XX"} < set(answers), (method, path)
             for status in ("4XX", "5XX"):
-                assert answers[status]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorBody")
+                error = "MessagesErrorBody" if path.startswith("/v1/messages") else "ErrorBody"
+                assert answers[status]["content"]["application/json"]["schema"]["$ref"].endswith(f"/{error}")
             [success] = [answer for status, answer in answers.items() if status.startswith("2")]
             assert success["content"], (method, path)
             assert ("requestBody" in operation) == (method in ("post", "put")), (method, path)
@@ -49,7 +50,7 @@ def test_streams_are_described_with_the_model_of_their_events(served):
 
 def test_what_is_refused_by_name_is_no_part_of_the_schema(served):
     fields = served["components"]["schemas"]["ChatCompletionRequest"]["properties"]
-    assert fields["tools"]["enum"] == [None, []]
+    assert fields["functions"]["enum"] == [None, []]
     assert fields["prediction"]["enum"] == [None]
 
 
@@ -60,3 +61,13 @@ def test_keys_are_described_where_there_are_keys(served):
         for operation in operations.values():
             assert operation["security"] == ([] if path in ("/health", "/ready") else [{"key": []}])
     assert with_keys["components"]["securitySchemes"]["key"] == {"type": "http", "scheme": "bearer"}
+
+
+def test_a_page_shows_the_schema_without_anything_from_elsewhere(client):
+    page = client.get("/docs")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert "script-src 'self';" in page.headers["content-security-policy"]
+    for link in re.findall(r'(?:src|href)="([^"]+)"', page.text):
+        assert client.get(f"/{link}").status_code == 200, link
+    assert "<style" not in page.text
+    assert re.findall(r"<script(?![^>]* src=)", page.text) == []

@@ -1,10 +1,13 @@
 """Whose budget wins: the request's, the one in the model's name, or the server's default."""
 
+import json
+
 import pytest
 from starlette.testclient import TestClient
 
 from covervlm.server import create_app
-from covervlm.server.engines.base import PruningPolicy
+from covervlm.server.core.generation import GenerationChunk, ImageReport, PromptReport, PruningPolicy
+from covervlm.server.core.pruning_policy import VisionPruning
 from covervlm.server.settings import Settings
 from tests.server.api.scripted import ScriptedEngine, chat_body
 
@@ -44,6 +47,45 @@ def test_the_nearest_budget_wins(fields, settings, expected):
     assert policy(fields, **settings) == expected
 
 
+SPELLED = [
+    {"keep_tokens": 64},
+    {"keep_tokens": [64, 16], "method": "uniform"},
+    {"keep_ratio": 0.5, "guide": "none"},
+    {"coverage": 0.9, "min_tokens": 8, "max_tokens": 64, "return_indices": True},
+    {"question": "a triangle", "seed": 3, "method": "random", "keep_tokens": 9},
+]
+
+
+def test_vllms_spelling_means_the_same(red_png):
+    assert {name for asked in SPELLED for name in asked} == set(VisionPruning.model_fields)
+    for asked in SPELLED:
+        engine = ScriptedEngine()
+        client = TestClient(create_app(Settings(keep_tokens=192), engine))
+        for fields in ({"vision_pruning": asked}, {"mm_processor_kwargs": {"vision_prune": asked}}):
+            body = chat_body("Hello", red_png, red_png, **fields)
+            assert client.post("/v1/chat/completions", json=body).status_code == 200
+        ours, theirs = (request.pruning for request in engine.requests)
+        assert ours == theirs != PruningPolicy(keep_tokens=192)
+        assert ours.question == asked.get("question")
+    assert policy({"mm_processor_kwargs": {"vision_prune": None}}, keep_tokens=5) == PruningPolicy(keep_tokens=5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"mm_processor_kwargs": {"num_crops": 4}}, "mm_processor_kwargs.num_crops"),
+        ({"mm_processor_kwargs": {"vision_prune": {"keep": 4}}}, "mm_processor_kwargs.vision_prune.keep"),
+        (
+            {"mm_processor_kwargs": {"vision_prune": {"keep_tokens": 4}}, "vision_pruning": {"keep_tokens": 4}},
+            "mm_processor_kwargs",
+        ),
+    ],
+)
+def test_what_vllms_place_cannot_hold_is_refused_by_name(client, fields, param):
+    response = client.post("/v1/chat/completions", json=chat_body("Hello", **fields))
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
 def test_method_none_asks_for_the_unpruned_model_whatever_the_default():
     assert not policy({"vision_pruning": {"method": "none"}}, keep_tokens=192).prunes
 
@@ -78,3 +120,33 @@ def test_prune_leaves_indices_out_where_they_are_not_wanted(client, red_png):
     wish = {"keep_tokens": 3, "return_indices": False}
     answer = client.post("/v1/prune", json=chat_body("What?", red_png, vision_pruning=wish)).json()
     assert "indices" not in answer["images"][0]
+
+
+@pytest.mark.parametrize(
+    ("pruning", "kept", "warnings"),
+    [
+        (
+            {"method": "mmtok"},
+            576,
+            ["'mmtok' pruned nothing, because there is no budget; set one, e.g. keep_tokens."],
+        ),
+        ({"method": "none"}, 576, None),
+        ({"keep_tokens": 1}, 1, None),
+        ({"method": "mmtok", "keep_tokens": 64}, 64, None),
+        (
+            {"coverage": 0.1},
+            2,
+            ["A coverage of 0.1 kept 2 of 576 tokens; set min_tokens to keep more."],
+        ),
+        ({"coverage": 0.9}, 100, None),
+    ],
+)
+def test_what_is_hardly_meant_is_remarked_on(client, engine, red_png, pruning, kept, warnings):
+    report = ImageReport(576, kept, "mmtok")
+    engine.script = lambda request: [GenerationChunk(0, "x", 1, (), "stop", PromptReport(10 + kept, (report,)))]
+    for stream in (False, True):
+        response = client.post(
+            "/v1/chat/completions", json=chat_body("x", red_png, vision_pruning=pruning, stream=stream)
+        )
+        text = response.text if not stream else response.text.partition("data: ")[2].partition("\n")[0]
+        assert json.loads(text)["vision_pruning"].get("warnings") == warnings

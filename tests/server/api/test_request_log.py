@@ -8,10 +8,10 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from covervlm.server import create_app
-from covervlm.server.api.boundary import logger
-from covervlm.server.engines.base import GenerationChunk
-from covervlm.server.logs import JsonLines, TextLines
+from covervlm.server.api.middleware.boundary import logger
+from covervlm.server.core.generation import GenerationChunk
 from covervlm.server.settings import Settings
+from covervlm.server.telemetry.logs import JsonLines, TextLines
 from tests.server.api.scripted import ScriptedEngine, chat_body, data_url, prompt_report
 
 SECRET = "xylophonic-zebra-4711"

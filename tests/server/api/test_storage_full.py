@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from covervlm.server.resources import StorageFull
+from covervlm.server.core.errors import StorageFull, StorageUnavailable
 from covervlm.server.store import Store
 from covervlm.server.store.database import Database
 from tests.server.api.clip_app import SHAPES, clip_client, error, finished, urls
@@ -61,31 +61,31 @@ def disk(client, database, monkeypatch):
 
 def test_a_full_disk_is_a_507_and_labels_go_on(client, disk, tmp_path):
     body = {"classes": SHAPES, "horizon": 10}
-    session = client.post("/v1/zero_shot/sessions", json=body).json()["id"]
+    session = client.post("/v1/streams", json=body).json()["id"]
     disk.fill()
-    refused = error(client.post("/v1/zero_shot/sessions", json=body), 507)
+    refused = error(client.post("/v1/streams", json=body), 507)
     assert (refused["type"], refused["code"]) == ("server_error", "storage_full")
     assert "room" in refused["message"]
     assert len(list((tmp_path / "blobs").iterdir())) == 1
-    seen = client.post(f"/v1/zero_shot/sessions/{session}/observe", json={"images": urls(2)})
+    seen = client.post(f"/v1/streams/{session}/observe", json={"images": urls(2)})
     assert (seen.status_code, seen.json()["observed"]) == (200, 2)
-    assert client.post("/v1/zero_shot/classify", json={"images": urls(1), "classes": SHAPES}).status_code == 200
+    assert client.post("/v1/classify", json={"images": urls(1), "classes": SHAPES}).status_code == 200
     disk.make_room()
-    assert client.post("/v1/zero_shot/sessions", json=body).status_code == 201
+    assert client.post("/v1/streams", json=body).status_code == 201
 
 
 def test_a_job_whose_result_finds_no_room_fails_with_that_reason(client, disk):
     body = {"name": "shapes", "classes": SHAPES, "images": urls(4), "parameters": {"iterations": 5}}
-    job = client.post("/v1/zero_shot/classifiers", json=body).json()["id"]
+    job = client.post("/v1/classifiers", json=body).json()["id"]
     assert finished(client, job)["state"] == "succeeded"
     large = body | {"name": "large", "parameters": {"iterations": 100_000, "tolerance": 0}}
-    job = client.post("/v1/zero_shot/classifiers", json=large | {"parameters": {"iterations": 400}}).json()["id"]
+    job = client.post("/v1/classifiers", json=large | {"parameters": {"iterations": 400}}).json()["id"]
     disk.fill()
     state = finished(client, job)
     assert (state["state"], state["error"]["code"]) == ("failed", "storage_full")
-    assert client.get("/v1/zero_shot/classifiers/large").status_code == 404
+    assert client.get("/v1/classifiers/large").status_code == 404
     disk.make_room()
-    again = client.post("/v1/zero_shot/classifiers", json=body | {"name": "again"}).json()["id"]
+    again = client.post("/v1/classifiers", json=body | {"name": "again"}).json()["id"]
     assert finished(client, again)["state"] == "succeeded"
 
 
@@ -96,8 +96,8 @@ def test_an_outcome_that_cannot_even_be_stored_is_told_all_the_same(client, disk
         raise StorageFull
 
     with monkeypatch.context() as patch:
-        job = client.post("/v1/zero_shot/classifiers", json=body).json()["id"]
-        patch.setattr(Store, "add_classifier", full)
+        job = client.post("/v1/classifiers", json=body).json()["id"]
+        patch.setattr(Store, "add", full)
         patch.setattr(Store, "finish_job", full)
         state = finished(client, job)
     assert (state["state"], state["error"]["code"]) == ("failed", "storage_full")
@@ -110,22 +110,96 @@ def test_a_failed_write_leaves_no_file_and_no_open_transaction(tmp_path, monkeyp
     disk = Disk(database, monkeypatch)
     disk.fill()
     with pytest.raises(StorageFull):
-        store.add_classifier("me", "name", {}, b"x" * 10_000)
+        store.add("me", "classifier", {}, b"x" * 10_000, name="name")
     with pytest.raises(StorageFull):
         store.add_job("me", "kind" * 10_000)
     assert list((tmp_path / "blobs").iterdir()) == []
     disk.make_room()
-    assert store.add_classifier("me", "name", {}, b"x").name == "name"
+    assert store.add("me", "classifier", {}, b"x", name="name").name == "name"
     assert store.add_job("me", "kind").state == "queued"
     store.close()
 
 
-def test_other_failures_of_the_disk_are_not_told_as_a_full_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.EACCES])
+def test_other_failures_of_the_disk_are_not_told_as_a_full_one(tmp_path, monkeypatch, number):
     def broken(descriptor):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+        raise OSError(number, os.strerror(number))
 
     database = Database(tmp_path)
     monkeypatch.setattr(os, "fsync", broken)
-    with pytest.raises(OSError, match="Input/output"):
-        Store(database).add_classifier("me", "name", {}, b"x")
+    with pytest.raises(StorageUnavailable):
+        Store(database).add("me", "classifier", {}, b"x", name="name")
     database.close()
+
+
+def test_a_database_that_became_read_only_is_a_503_and_goes_on_being_read(client, database):
+    body = {"classes": SHAPES, "horizon": 10}
+    session = client.post("/v1/streams", json=body).json()["id"]
+    database[0]._db.execute("PRAGMA query_only = ON")
+    refusals = [
+        client.post("/v1/streams", json=body),
+        client.delete(f"/v1/streams/{session}"),
+        client.put("/v1/streams/" + session + "/snapshot", content=b"x"),
+    ]
+    assert [refused.status_code for refused in refusals] == [503, 503, 400]
+    assert error(refusals[0], 503)["code"] == "storage_unavailable"
+    assert client.get(f"/v1/streams/{session}").status_code == 200
+    database[0]._db.execute("PRAGMA query_only = OFF")
+    assert client.delete(f"/v1/streams/{session}").status_code == 200
+
+
+def test_on_a_full_disk_deleting_takes_the_room_set_aside_for_it(tmp_path, monkeypatch):
+    store = Store(Database(tmp_path))
+    store.add("me", "classifier", {}, b"x", name="name")
+    store.add_job("me", "kind")
+    reserve, transaction = tmp_path / "reserve", Database.transaction
+    assert reserve.stat().st_blocks * 512 >= 2**20
+
+    def without_room(self):
+        if reserve.exists():
+            raise StorageFull
+        return transaction(self)
+
+    monkeypatch.setattr(Database, "transaction", without_room)
+    with pytest.raises(StorageFull):
+        store.add("me", "classifier", {}, b"x", name="another")
+    assert store.delete("me", "classifier", "name")
+    assert list((tmp_path / "blobs").iterdir()) == []
+    assert reserve.exists()
+    store.close()
+
+
+def test_a_deletion_that_took_effect_is_told_as_one_whatever_the_disk_says_afterwards(tmp_path, monkeypatch):
+    database = Database(tmp_path)
+    store = Store(database)
+    store.add("me", "classifier", {}, b"x", name="name")
+
+    def full(name):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(database, "remove_blob", full)
+    assert store.delete("me", "classifier", "name")
+    assert store.find("me", "classifier", "name") is None
+    store.close()
+
+
+def test_damaged_files_are_the_servers_error_naming_what_it_is_and_can_be_deleted(tmp_path):
+    with clip_client(tmp_path) as client:
+        body = {"name": "shapes", "classes": SHAPES, "images": urls(4), "parameters": {"iterations": 5}}
+        finished(client, client.post("/v1/classifiers", json=body).json()["id"])
+        session = client.post("/v1/streams", json={"classes": SHAPES, "horizon": 10}).json()["id"]
+    for path in (tmp_path / "blobs").iterdir():
+        path.write_bytes(b"\0" * 100)
+    with clip_client(tmp_path) as client:
+        ask = {"images": urls(1)}
+        answers = {
+            "shapes": client.post("/v1/classify", json=ask | {"classifier": "shapes"}),
+            session: client.post(f"/v1/streams/{session}/observe", json=ask),
+        }
+        for name, answer in answers.items():
+            told = error(answer, 500)
+            assert told["code"] == "storage_damaged"
+            assert f"'{name}'" in told["message"]
+        assert client.delete("/v1/classifiers/shapes").status_code == 200
+        assert client.delete(f"/v1/streams/{session}").status_code == 200
+        assert list((tmp_path / "blobs").iterdir()) == []

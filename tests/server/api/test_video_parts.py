@@ -9,7 +9,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from covervlm.server import create_app
-from covervlm.server.media.images import image_digest
+from covervlm.server.media.decoding import image_digest
 from covervlm.server.settings import Settings
 from tests.server.api.scripted import ScriptedEngine
 
@@ -128,7 +128,8 @@ def test_videos_come_from_users_only(client, engine):
         ({"max_video_bytes": 100}, [frame("red")] * 4, "video_too_large"),
         ({"max_image_pixels": 47}, [frame("red")] * 4, "image_too_large"),
         ({"max_image_bytes": 50}, [frame("red")] * 4, "image_too_large"),
-        ({"max_video_frames": 3}, [""] * 1_000_000, "video_too_large"),
+        ({"max_video_frames": 3}, [""] * 50_000, "video_too_large"),
+        ({"max_video_frames": 3}, [""] * 1_000_000, "invalid_json"),  # weighed before it is parsed
         ({"max_images": 0}, [frame("red")], "too_many_images"),
     ],
 )

@@ -1,6 +1,7 @@
 """Commands run in this process, over a scripted engine or against a live scripted server."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,15 @@ from tests.server.api.scripted import ScriptedEngine
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("COVERVLM_BASE_URL", "COVERVLM_API_KEY"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """A command silences the log of its process, which here runs other tests too."""
+    log = logging.getLogger("covervlm")
+    before = log.level
+    yield
+    log.setLevel(before)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -69,6 +79,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         scene.image.save(folder / f"{number:02}.png")
     (folder / "notes.txt").write_text("no picture")
     return folder
+
+
+@pytest.fixture(scope="session")
+def broken(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same pictures among a truncated one and one that is none."""
+    broken = tmp_path_factory.mktemp("broken")
+    for picture in sorted(folder.glob("*.png")):
+        (broken / picture.name).write_bytes(picture.read_bytes())
+    (broken / "03b.png").write_bytes((folder / "03.png").read_bytes()[:2000])
+    (broken / "zz.jpg").write_bytes(b"no picture")
+    return broken
 
 
 @pytest.fixture

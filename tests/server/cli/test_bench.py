@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from covervlm.server.cli import bench
-from covervlm.server.cli.closed_loop import Measured, percentile
-from covervlm.server.engines.base import EngineError
+from covervlm.server.cli.bench import Measured, percentile
+from covervlm.server.core.errors import EngineError
 from tests.server.api.scripted import Gate, red_circle
 
 
@@ -72,7 +72,7 @@ def test_failures_are_counted_told_and_status_1(served, engine, run):
     status, out, err = run("bench", "--url", served, *arguments)
     assert status == 1
     assert "| 64 | 1 | 2 | 2 |" in out
-    assert "2 requests failed, the first one so: The engine broke." in err
+    assert "2 requests failed, the first with: The engine broke." in err
 
 
 def test_a_server_that_refuses_from_the_start_is_not_measured(served, engine, run):

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from covervlm.server.engines.base import EngineError, GenerationChunk
+from covervlm.server.core.errors import EngineError
+from covervlm.server.core.generation import GenerationChunk
 from tests.server.api.scripted import prompt_report
 
 
@@ -85,7 +86,7 @@ def test_lines_are_a_conversation_with_the_picture_in_its_first_message(served, 
     )
     assert run("chat", "--url", served, photo) == (0, "a circle\na red one\nnone\na star\n", "")
     last = requests[-1]
-    said = ["".join(getattr(part, "text", "") for part in message.content) for message in last.messages]
+    said = ["".join(part for part in message.content if isinstance(part, str)) for message in last.messages]
     assert said == ["What is it?", " a circle", "Which color?", " a red one", "And now?", " none", "Again?"]
     assert [len(request.images) for request in requests] == [1, 1, 1, 1]
     policies = [(r.pruning.method, r.pruning.keep_tokens, r.pruning.keep_ratio) for r in requests]
@@ -114,8 +115,8 @@ def test_another_picture_begins_anew(served, say, typed, run, photo, folder):
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (["/dance"], "'/dance' is no command; there are /keep N"),
-        (["/keep 0"], "is no command"),
+        (["/dance"], "'/dance' is not a command; the commands are /keep N"),
+        (["/keep 0"], "is not a command"),
         (["/image /no/such.png"], "/no/such.png: No such file or directory"),
         (["Hello?"], "The engine is out of memory."),
     ],
@@ -177,3 +178,37 @@ def test_text_alone_is_talked_about_without_a_picture(served, say, typed, run):
     typed("Hello")
     assert run("chat", "--url", served) == (0, "hello yourself\n", "")
     assert requests[0].images == ()
+
+
+SCHEMA = {"type": "object", "properties": {"color": {"type": "string"}}, "required": ["color"]}
+
+
+@pytest.fixture
+def schema(tmp_path):
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps(SCHEMA))
+    return path
+
+
+def test_an_answer_by_a_schema_is_in_the_report_as_what_it_says(served, say, report, run, photo, schema):
+    requests = say('{"color": "red"}', '{"color": "red"}')
+    answer = report("chat", "--url", served, photo, "What is it?", "--schema", schema)
+    assert (answer["parsed"], answer["text"]) == ({"color": "red"}, '{"color": "red"}')
+    assert json.loads(requests[0].sampling.grammar.text) == SCHEMA
+    assert not requests[0].sampling.grammar.lenient
+    assert run("chat", "--url", served, photo, "What?", "--schema", schema) == (0, '{"color": "red"}\n', "")
+
+
+def test_an_answer_that_does_not_follow_its_schema_is_a_failure(served, say, run, photo, schema):
+    say("a red circle")
+    status, out, err = run("chat", "--url", served, photo, "What is it?", "--schema", schema, "--json")
+    assert (status, out) == (1, "")
+    assert "does not follow its schema" in err
+
+
+@pytest.mark.parametrize(("text", "words"), [("{", "cannot be read as JSON"), ("[]", "which is an object")])
+def test_a_file_that_is_no_schema_is_wrong_usage(run, photo, tmp_path, text, words):
+    (tmp_path / "wrong.json").write_text(text)
+    status, _, err = run("chat", photo, "What?", "--schema", tmp_path / "wrong.json")
+    assert status == 2
+    assert words in err

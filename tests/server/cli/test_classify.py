@@ -1,5 +1,7 @@
 """`covervlm classify` over files and folders, by names and by a classifier of the server."""
 
+from pathlib import Path
+
 import pytest
 
 from covervlm.clients import Client
@@ -22,7 +24,7 @@ def test_every_picture_of_a_folder_is_labelled_as_by_the_client(served, client, 
     labelled = report("classify", "--url", served, folder, "--classes", ", ".join(SHAPES), "--top", "3")["images"]
     assert [entry["image"] for entry in labelled] == [str(path) for path in paths(folder)]
     for entry, expected in zip(labelled, client.classify(paths(folder), SHAPES, top=3), strict=True):
-        assert (entry["label"], entry["probability"]) == (expected.label, pytest.approx(expected.probability, abs=1e-4))
+        assert (entry["label"], entry["confidence"]) == (expected.label, pytest.approx(expected.confidence, abs=1e-4))
         assert [one["label"] for one in entry["top"]] == [label for label, _ in expected.top]
     right = [entry["label"] == scene.objects[0].shape for entry, scene in zip(labelled, scenes(12), strict=True)]
     assert sum(right) >= 8
@@ -41,9 +43,36 @@ def test_a_model_of_its_own_labels_too_and_leaves_nothing_behind(scripted, folde
 
 def test_names_come_from_a_file_too(served, folder, report, tmp_path):
     names = tmp_path / "names.txt"
-    names.write_text("\n".join(SHAPES) + "\n\n")
+    # As Windows' editors write it.
+    names.write_text("\r\n".join(SHAPES) + "\r\n\r\n", encoding="utf-8-sig", newline="")
     arguments = ["classify", "--url", served, folder / "03.png", "--classes"]
     assert report(*arguments, f"@{names}") == report(*arguments, ",".join(SHAPES))
+
+
+def test_pictures_that_cannot_be_used_are_left_out_and_listed_at_the_end(served, folder, broken, run, monkeypatch):
+    monkeypatch.setattr(classify, "AT_ONCE", 5)
+    whole = run("classify", "--url", served, folder, "--classes", ",".join(SHAPES))[1]
+    status, out, err = run("classify", "--url", served, broken, "--classes", ",".join(SHAPES))
+    assert status == 1
+    assert out.replace(str(broken), str(folder)) == whole
+    assert f"{broken}/03b.png: " in err
+    assert f"{broken}/zz.jpg: The data is not an image" in err
+    assert err.endswith("2 of the pictures could not be used\n")
+
+
+def test_a_file_that_cannot_be_read_is_left_out_too(served, folder, run, monkeypatch):
+    read = Path.read_bytes
+
+    def refuse(path):
+        if path.name == "01.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    arguments = [folder / "00.png", folder / "01.png", "--classes", ",".join(SHAPES)]
+    status, out, err = run("classify", "--url", served, *arguments)
+    assert (status, out.count("\n")) == (1, 1)
+    assert f"{folder}/01.png: Permission denied" in err
 
 
 def test_a_classifier_of_the_server_labels(served, client, folder, report):
@@ -58,8 +87,8 @@ def test_a_classifier_of_the_server_labels(served, client, folder, report):
     ("arguments", "status", "words"),
     [
         (["{folder}/none.png", "--classes", "a,b"], 1, "none.png: No such file or directory"),
-        (["{empty}", "--classes", "a,b"], 2, "there are no pictures here"),
-        (["{folder}/00.png", "{folder}/notes.txt", "--classes", "a,b"], 1, "notes.txt: The data is not an image"),
+        (["{empty}", "--classes", "a,b"], 2, "no pictures found"),
+        (["{folder}/notes.txt", "--classes", "a,b"], 1, "notes.txt: The data is not an image"),
         (["{folder}", "--classifier", "nobody"], 1, "nobody"),
         (["{folder}", "--classes", "@/no/such/file"], 2, "/no/such/file cannot be read"),
     ],

@@ -3,7 +3,7 @@
 import pytest
 
 from covervlm.clients import Client
-from covervlm.clients.watching import Jobs
+from covervlm.clients.jobs import Jobs
 from tests.server.api.clip_app import COLORS
 
 ASPECT = ("--aspect", "color", "--words", ",".join(COLORS), "--prompt", "a photo of something *", "--clusters", "3")
@@ -22,6 +22,15 @@ def test_every_picture_is_in_one_group_as_by_the_client(served, folder, report):
     assert (found["aspect"], found["words"], found["silhouette"]) == ("color", list(COLORS), expected.silhouette)
 
 
+def test_methods_and_their_parameters_are_those_of_the_server(served, folder, run, capsys):
+    method = ("--method", "multi_sub", "--set", "rounds=1", "align_epochs=2", "--set", "balance=0.25")
+    assert run("cluster", "--url", served, folder, *ASPECT, *method)[0] == 0
+    status, _, err = run("cluster", "--url", served, folder, *ASPECT, *method, "epochs=3")
+    assert (status, "parameters.epochs" in err) == (1, True)
+    assert run("cluster", folder, *ASPECT, "--set", "rounds=many")[0] == 2
+    assert run("cluster", folder, *ASPECT, "--method", "magic")[0] == 2
+
+
 def test_a_model_of_its_own_groups_too(scripted, served, folder, run):
     own = run("cluster", folder, *ASPECT)
     assert own == run("cluster", "--url", served, folder, *ASPECT)
@@ -30,6 +39,24 @@ def test_a_model_of_its_own_groups_too(scripted, served, folder, run):
     assert sorted(line.strip() for line in out.splitlines() if line.startswith("  ")) == [
         str(path) for path in sorted(folder.glob("*.png"))
     ]
+
+
+def test_pictures_that_cannot_be_used_are_left_out_and_listed_at_the_end(served, folder, broken, run):
+    whole = run("cluster", "--url", served, folder, *ASPECT)[1]
+    status, out, err = run("cluster", "--url", served, broken, *ASPECT)
+    assert status == 1
+    assert out.replace(str(broken), str(folder)) == whole
+    assert f"{broken}/03b.png: " in err
+    assert f"{broken}/zz.jpg: The data is not an image" in err
+    assert err.endswith("2 of the pictures could not be used\n")
+
+
+def test_what_the_server_remarks_is_passed_on(served, folder, run, tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / name).write_bytes((folder / "00.png").read_bytes())
+    status, out, err = run("cluster", "--url", served, tmp_path, "--aspect", "color", "--words", "red,blue")
+    assert (status, out.count("\n  ")) == (0, 3)
+    assert err == "All images are equal, so there is one cluster, and no silhouette.\n"
 
 
 def test_an_interrupt_cancels_the_job_on_the_server(served, folder, run, monkeypatch):
@@ -48,8 +75,9 @@ def test_an_interrupt_cancels_the_job_on_the_server(served, folder, run, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["{folder}/00.png"], 2, "there is one picture only"),
+        (["{folder}/00.png"], 2, "there is only one picture"),
         (["{folder}/00.png", "{folder}/notes.txt"], 1, "notes.txt: The data is not an image"),
+        (["{folder}/00.png", "{folder}/notes.txt"], 1, "1 of the pictures could not be used"),
         (["{folder}", "--clusters", "13"], 1, "13 clusters cannot be made of 12 images"),
     ],
 )

@@ -1,11 +1,14 @@
 """`covervlm prune` with a model of its own and with a running server; tests/e2e runs it with the demo model."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from covervlm.server.engines.base import EngineError, PruningPolicy
-from covervlm.server.overlay import draw_overlay
+from covervlm.clients.overlay import draw_overlay
+from covervlm.server.core.errors import EngineError
+from covervlm.server.core.generation import PruningPolicy
 
 
 def test_it_draws_what_the_engine_keeps(scripted, photo, tmp_path, run):
@@ -15,7 +18,7 @@ def test_it_draws_what_the_engine_keeps(scripted, photo, tmp_path, run):
     expected = draw_overlay(Image.open(photo), (24, 24), range(30))
     assert (np.asarray(Image.open(output)) == np.asarray(expected)).all()
     request = scripted.requests[0]
-    assert [part.text for part in request.messages[0].content[1:]] == ["What color?"]
+    assert list(request.messages[0].content[1:]) == ["What color?"]
     assert request.pruning == PruningPolicy(keep_tokens=30, return_indices=True)
     assert not scripted.started
 
@@ -85,7 +88,7 @@ def test_it_says_in_one_line_what_is_wrong(served, photo, tmp_path, run, argumen
 def test_a_budget_that_is_none_is_wrong_usage(photo, run, arguments):
     status, _, err = run("prune", photo, "What?", *arguments)
     assert status == 2
-    assert f"argument {arguments[0]}: invalid" in err
+    assert re.search(rf"argument {arguments[0]}\S*: invalid", err)
 
 
 def test_it_says_in_one_line_what_the_engine_refuses(scripted, photo, run):

@@ -6,9 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from covervlm.server.access import CallerLimits, Callers
-from covervlm.server.clip.batching import MicroBatcher
-from covervlm.server.engines.base import EngineOverloaded
+from covervlm.server.clip.encoder.micro_batcher import MicroBatcher
+from covervlm.server.core.errors import EngineOverloaded
 
 
 class Model:
@@ -46,9 +45,9 @@ async def settle() -> None:
 
 
 async def test_a_lone_request_starts_at_once_and_waiting_ones_share_batches(batcher, model):
-    first = asyncio.create_task(batcher([1]))
+    first = asyncio.create_task(batcher([1], owner="me"))
     await asyncio.to_thread(model.entered.acquire)
-    others = [asyncio.create_task(batcher([10 * i, 10 * i + 1])) for i in range(1, 4)]
+    others = [asyncio.create_task(batcher([10 * i, 10 * i + 1], owner="me")) for i in range(1, 4)]
     await settle()
     model.gate.set()
     assert await first == [2]
@@ -58,31 +57,33 @@ async def test_a_lone_request_starts_at_once_and_waiting_ones_share_batches(batc
 
 async def test_a_bad_item_fails_its_caller_only(batcher, model):
     model.gate.set()
-    good, bad, fine = await asyncio.gather(batcher([1]), batcher([2, 13]), batcher([3]), return_exceptions=True)
+    good, bad, fine = await asyncio.gather(
+        batcher([1], owner="me"), batcher([2, 13], owner="me"), batcher([3], owner="me"), return_exceptions=True
+    )
     assert (good, fine) == ([2], [6])
     assert isinstance(bad, ValueError)
 
 
 async def test_too_many_waiting_items_are_refused_at_once(batcher, model):
-    first = asyncio.create_task(batcher([1]))
+    first = asyncio.create_task(batcher([1], owner="me"))
     await asyncio.to_thread(model.entered.acquire)
-    waiting = asyncio.create_task(batcher(list(range(9))))
+    waiting = asyncio.create_task(batcher(list(range(9)), owner="me"))
     await settle()
     with pytest.raises(EngineOverloaded):
-        await batcher([1, 2])
+        await batcher([1, 2], owner="me")
     model.gate.set()
     await asyncio.gather(first, waiting)
 
 
 async def test_one_request_may_be_larger_than_the_queue(batcher, model):
     model.gate.set()
-    assert await batcher(list(range(13))) == [2 * i for i in range(13)]
+    assert await batcher(list(range(13)), owner="me") == [2 * i for i in range(13)]
 
 
 async def test_items_of_a_caller_that_went_away_are_not_worked_on(batcher, model):
-    first = asyncio.create_task(batcher([1]))
+    first = asyncio.create_task(batcher([1], owner="me"))
     await asyncio.to_thread(model.entered.acquire)
-    gone, stays = asyncio.create_task(batcher([5, 6])), asyncio.create_task(batcher([7]))
+    gone, stays = asyncio.create_task(batcher([5, 6], owner="me")), asyncio.create_task(batcher([7], owner="me"))
     await settle()
     gone.cancel()
     await settle()
@@ -93,22 +94,16 @@ async def test_items_of_a_caller_that_went_away_are_not_worked_on(batcher, model
 
 
 async def test_no_items_need_no_model(batcher, model):
-    assert await batcher([]) == []
+    assert await batcher([], owner="me") == []
     assert model.batches == []
 
 
 async def test_an_item_of_another_caller_waits_for_one_batch_of_the_greedy_one(batcher, model):
-    callers = Callers(CallerLimits())
-
-    async def embed(owner, items):
-        with callers[owner].request():
-            return await batcher(items)
-
-    first = asyncio.create_task(embed("greedy", [1]))
+    first = asyncio.create_task(batcher([1], owner="greedy"))
     await asyncio.to_thread(model.entered.acquire)
-    greedy = asyncio.create_task(embed("greedy", list(range(100, 109))))
+    greedy = asyncio.create_task(batcher(list(range(100, 109)), owner="greedy"))
     await settle()
-    single = asyncio.create_task(embed("single", [7]))
+    single = asyncio.create_task(batcher([7], owner="single"))
     await settle()
     model.gate.set()
     assert await single == [14]
@@ -127,6 +122,6 @@ async def test_an_item_without_memory_asks_its_caller_to_come_again(batcher, mod
         return [2 * item for item in items]
 
     monkeypatch.setattr(batcher, "_run", short_of_memory)
-    good, bad = await asyncio.gather(batcher([1, 2]), batcher([5]), return_exceptions=True)
+    good, bad = await asyncio.gather(batcher([1, 2], owner="me"), batcher([5], owner="me"), return_exceptions=True)
     assert good == [2, 4]
     assert isinstance(bad, EngineOverloaded)

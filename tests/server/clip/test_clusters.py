@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from covervlm.server.clip.clusters import choose_clusters, kmeans, principal_plane, silhouette
+from covervlm.server.clip.methods.kmeans import choose_clusters, kmeans, principal_plane, silhouette
 
 
 def blobs(clusters: int, per_cluster: int = 40, d: int = 8, spread: float = 0.3, seed: int = 0):
@@ -95,3 +95,28 @@ def test_principal_plane_is_that_of_the_singular_value_decomposition():
     np.testing.assert_allclose(np.abs(plane), np.abs(u[:, :2] * s[:2]), atol=1e-3)
     assert principal_plane(points[:1]).tolist() == [[0.0, 0.0]]
     assert principal_plane(torch.randn(5, 1)).shape == (5, 2)
+
+
+def test_what_lies_close_together_far_from_the_origin_is_told_apart():
+    """Unit vectors 1e-4 apart: in float32, their squared distances vanish beside their squared norms."""
+    generator = torch.Generator().manual_seed(4)
+    center = torch.nn.functional.normalize(torch.randn(64, generator=generator), dim=0)
+    offsets = 1e-4 * torch.nn.functional.normalize(torch.randn(3, 64, generator=generator), dim=1)
+    truth = torch.arange(3).repeat_interleave(20)
+    points = center + offsets[truth] + 1e-6 * torch.randn(60, 64, generator=generator)
+    assert same_partition(kmeans(points, 3), truth)
+    assert choose_clusters(points) == 3
+    exact = points.double()
+    far = (exact[:, None] - exact[None]).norm(dim=2)
+    inside = torch.stack([far[i][truth == truth[i]].sum() / 19 for i in range(60)])
+    nearest = torch.stack([min(far[i][truth == c].mean() for c in range(3) if c != truth[i]) for i in range(60)])
+    assert silhouette(points, truth) == pytest.approx(float(((nearest - inside) / nearest).mean()), abs=1e-6)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-30, 1e-8])
+def test_the_plane_of_points_that_hardly_differ_is_finite(noise):
+    points = 0.1 + noise * torch.randn(6, 64, generator=torch.Generator().manual_seed(0))
+    plane = principal_plane(points)
+    assert plane.shape == (6, 2)
+    assert plane.isfinite().all()
+    assert principal_plane(points.double()).dtype == torch.float64

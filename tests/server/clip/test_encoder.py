@@ -1,19 +1,35 @@
 """The dual encoder against transformers' own forward pass, on the demo CLIP and on a tiny SigLIP."""
 
+import re
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from clip_space.class_proxies import class_proxies
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
-from transformers import AutoModelForImageTextToText, AutoTokenizer, CLIPModel, SiglipConfig, SiglipModel
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    CLIPModel,
+    GemmaTokenizer,
+    SiglipConfig,
+    SiglipModel,
+)
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers.models.siglip2.tokenization_siglip2 import Siglip2Tokenizer
 
 from covervlm.server import demo
-from covervlm.server.clip.encoder import ClipEncoder, TextTooLong
-from covervlm.server.clip.registry import build_clip
-from covervlm.server.clip.templates import ENSEMBLE
+from covervlm.server.clip.classifiers import Classifiers
+from covervlm.server.clip.encoder.batched import BatchedEncoder
+from covervlm.server.clip.encoder.encoder import ClipEncoder, TextTooLong
+from covervlm.server.clip.encoder.templates import ENSEMBLE, check_class_names, check_templates
+from covervlm.server.core.caller import Caller
 from covervlm.server.engines.registry import build_engine
 from covervlm.server.settings import Settings
+from covervlm.server.wiring import build_clip
 
 CLIP = str(demo.clip_path())
 
@@ -74,7 +90,7 @@ def test_a_batch_changes_no_embedding(encoder):
 
 def test_class_proxies_are_normalised_means_over_the_templates(encoder):
     names = ["star", "ring", "cross"]
-    proxies = encoder.class_proxies(names, batch_size=5)
+    proxies = class_proxies(encoder.embed_texts, names)
     for column, name in zip(proxies.T, names, strict=True):
         mean = torch.stack([encoder.embed_texts([t.replace("{}", name)])[0] for t in ENSEMBLE]).mean(0)
         torch.testing.assert_close(column, mean / mean.norm(), atol=1e-5, rtol=0)
@@ -89,6 +105,61 @@ def test_siglip_is_padded_as_it_was_trained(siglip):
     torch.testing.assert_close(encoder.embed_texts(["a red star"]), normalize(reference, dim=1), atol=1e-5, rtol=0)
     assert encoder.embed_pixels([encoder.preprocess(pictures(1)[0])]).shape == (1, encoder.dimensions)
     assert torch.equal(encoder.visual_projection(), torch.eye(encoder.dimensions))
+
+
+def test_texts_for_siglip_2_are_lower_case_as_its_own_tokenizer_makes_them(siglip, tmp_path):
+    """Its checkpoints name Gemma's tokenizer, which reads other tokens in capitals than those it was trained on."""
+    shutil.copytree(siglip, tmp_path, dirs_exist_ok=True)
+    letters = ["<pad>", "<eos>", "<bos>", "<unk>", "▁", *"abcdefghijklmnoprstuvwxyzABCDEFGHIJKLMNOPRSTUVWXYZ"]
+    vocabulary = {"vocab": {letter: number for number, letter in enumerate(letters)}, "merges": []}
+    for file in tmp_path.glob("tokenizer*"):
+        file.unlink()
+    GemmaTokenizer(**vocabulary).save_pretrained(tmp_path)
+    encoder, reference = ClipEncoder(str(tmp_path)), Siglip2Tokenizer(**vocabulary)
+    texts = ["A Red STAR", "a red star", "ÉTÉ"]
+    assert [ids[-len(own) :] for ids, own in zip(encoder.tokenize(texts), reference(texts).input_ids, strict=True)] == (
+        reference(texts).input_ids
+    )
+    torch.testing.assert_close(encoder.embed_texts(texts[:1]), encoder.embed_texts(texts[1:2]))
+    words = encoder.prompt_tower("A Photo of a *").words(["STAR", "star"])
+    assert torch.equal(words[0], words[1])
+
+
+async def test_siglips_own_probabilities_are_those_of_transformers(siglip):
+    encoder = ClipEncoder(siglip)
+    model, tokenizer = SiglipModel.from_pretrained(siglip).eval(), AutoTokenizer.from_pretrained(siglip)
+    names, images = ["red star", "blue ring", "dog"], pictures(3)
+    texts = tokenizer([f"a photo of a {name}." for name in names], padding="max_length", max_length=16)
+    pixels = torch.stack([encoder.preprocess(image) for image in images])
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor(texts.input_ids), pixel_values=pixels).logits_per_image
+    batched = BatchedEncoder(encoder)
+    classifiers = Classifiers(None, None, batched, None, None, model="siglip")
+    for kind, expected in ((None, logits.sigmoid()), ("sigmoid", logits.sigmoid()), ("softmax", logits.softmax(dim=1))):
+        _, told, answers = await classifiers.classify(
+            Caller("me"),
+            images,
+            classes=names,
+            templates=("a photo of a {}.",),
+            classifier=None,
+            top=3,
+            probabilities=kind,
+        )
+        assert told == (kind or "sigmoid")
+        for answer, row in zip(answers, expected, strict=True):
+            assert [dict(answer.top)[name] for name in names] == pytest.approx(row.tolist(), abs=1e-6)
+    batched.close()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_at_load(siglip, tmp_path, value):
+    shutil.copytree(siglip, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = sorted(weights)[-1]
+    weights[name].view(-1)[-1] = value
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"hold NaN or infinity, e\.g\. {re.escape(name)}"):
+        ClipEncoder(str(tmp_path))
 
 
 @pytest.mark.parametrize("prompt", ["a photo of a *", "fruit with a color of *"])
@@ -126,6 +197,12 @@ def test_a_prompt_without_a_place_for_the_word_is_refused(encoder):
             encoder.prompt_tower(prompt)
 
 
+def test_a_prompt_that_the_text_tower_cannot_read_is_refused(encoder):
+    assert encoder.text_limit == 24
+    with pytest.raises(ValueError, match="reads 24 tokens at most"):
+        encoder.prompt_tower("star " * 40 + "*")
+
+
 def test_the_tower_of_a_loaded_llava_is_not_kept_twice():
     encoder = ClipEncoder(CLIP)
     llava = AutoModelForImageTextToText.from_pretrained(str(demo.model_path()), dtype=torch.float32)
@@ -156,10 +233,10 @@ async def test_the_service_of_a_demo_server_shares_its_engines_tower(tmp_path):
 
 
 def test_texts_that_do_not_fit_and_models_that_are_no_clip_are_refused(encoder):
-    with pytest.raises(TextTooLong, match="24 at most") as caught:
+    with pytest.raises(TextTooLong, match="24 tokens at most") as caught:
         encoder.embed_texts(["fine", "star " * 40])
     assert caught.value.index == 1
-    with pytest.raises(ValueError, match="no CLIP or SigLIP"):
+    with pytest.raises(ValueError, match="not a CLIP or SigLIP"):
         ClipEncoder(str(demo.model_path()))
 
 
@@ -167,12 +244,12 @@ def test_texts_that_do_not_fit_and_models_that_are_no_clip_are_refused(encoder):
     ("names", "message"),
     [([], "at least two"), (["star"], "at least two"), (["star", " Star "], "given twice"), (["star", "  "], "empty")],
 )
-def test_class_names_that_make_no_classifier_are_refused(encoder, names, message):
+def test_class_names_that_make_no_classifier_are_refused(names, message):
     with pytest.raises(ValueError, match=message):
-        encoder.class_proxies(names)
+        check_class_names(names)
 
 
 @pytest.mark.parametrize("templates", [[], ["a photo"], ["{} and {}"], ["{0} {}"]])
-def test_templates_without_one_place_for_the_name_are_refused(encoder, templates):
+def test_templates_without_one_place_for_the_name_are_refused(templates):
     with pytest.raises(ValueError, match="template"):
-        encoder.class_proxies(["star", "ring"], templates)
+        check_templates(templates)

@@ -1,19 +1,14 @@
-"""InMaP against the released program's outputs and against a direct transcription of its specification."""
-
-import platform
+"""InMaP against a direct transcription of its specification in float64, and against the released program's outputs."""
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from covervlm.server.clip.inmap import fit_vision_proxies, harden_labels, sinkhorn_labels
+from covervlm.server.clip.methods.inmap import fit_vision_proxies, harden_labels, sinkhorn_labels
 
 VARIANTS = {"gamma0.0": {"gamma": 0.0}, "gamma0.5": {"gamma": 0.5}, "nosinkhorn": {"sinkhorn": False}}
 CASES = [(case, variant) for case in range(3) for variant in VARIANTS]
-# Where the same run in float64 ends within 1e-4 of the float32 reference, so that rounding does not decide.
-WELL_POSED = [(0, "gamma0.0"), (1, "gamma0.0"), (1, "gamma0.5"), (1, "nosinkhorn")]
-x86_only = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="needs 256-bit x86 vectors")
 
 
 def inputs(golden, case: int) -> tuple[Tensor, Tensor]:
@@ -40,16 +35,25 @@ def fitted(golden) -> dict[tuple[int, str], tuple[Tensor, int]]:
     return results
 
 
+@pytest.fixture(scope="module")
+def truth(golden) -> dict[tuple[int, str], Tensor]:
+    """Proxies of every case by the specification in float64, where rounding decides nothing that could be seen."""
+    return {
+        (case, variant): transcribed(*(tensor.double() for tensor in inputs(golden, case)), **VARIANTS[variant])
+        for case, variant in CASES
+    }
+
+
 def transcribed(features: Tensor, text: Tensor, *, sinkhorn: bool = True, gamma: float = 0.0) -> Tensor:
     """The specification line by line."""
-    n, classes = len(features), text.shape[1]
+    n = len(features)
     labels = torch.softmax(features @ text / 0.01, dim=1)
     if sinkhorn:
         labels = labels / n
-        share = torch.full((classes,), 1 / classes) if gamma == 0 else labels.sum(0) ** gamma
+        share = labels.sum(0) ** gamma
         share = share / share.sum()
         for _ in range(20):
-            labels = labels / labels.sum(0) * share if gamma else labels / labels.sum(0) / classes
+            labels = labels / labels.sum(0) * share
             labels = labels / labels.sum(1, keepdim=True) / n
         labels = labels * n
     for row in labels:
@@ -78,34 +82,35 @@ def test_sinkhorn_labels_are_those_of_the_reference(golden, case, gamma):
     assert torch.equal(ours.argmax(1), reference.argmax(1))
 
 
-@x86_only
 @pytest.mark.parametrize(("case", "variant"), CASES)
-def test_proxies_are_those_of_the_reference_under_its_rounding(golden, reproduced, case, variant):
-    ours, reference = (torch.from_numpy(values[f"{case}.inmap_{variant}"]) for values in (reproduced, golden))
-    torch.testing.assert_close(ours, reference, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize(("case", "variant"), WELL_POSED)
-def test_proxies_are_those_of_the_reference_where_rounding_does_not_decide(golden, fitted, case, variant):
-    ours, _ = fitted[case, variant]
-    torch.testing.assert_close(ours, torch.from_numpy(golden[f"{case}.inmap_{variant}"]), atol=1e-4, rtol=0)
+def test_a_fit_in_float64_is_the_specification(golden, truth, case, variant):
+    features, text = (tensor.double() for tensor in inputs(golden, case))
+    fitted = fit_vision_proxies(features, text, **VARIANTS[variant], tolerance=0)
+    assert fitted.dtype == torch.float64
+    torch.testing.assert_close(fitted, truth[case, variant], atol=1e-9, rtol=0)
+    early = fit_vision_proxies(features, text, **VARIANTS[variant])
+    torch.testing.assert_close(early, truth[case, variant], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("case", "variant"), CASES)
-def test_labels_are_those_of_the_reference_on_any_machine(golden, golden_accuracy, fitted, case, variant):
+def test_in_float32_rounding_costs_what_it_costs_the_reference(golden, truth, fitted, case, variant):
+    """A step is halved when a norm that is constant up to rounding grows, so float32 results differ by machine."""
+    reference = torch.from_numpy(golden[f"{case}.inmap_{variant}"]).double()
+    ours = fitted[case, variant][0].double()
+    errors = [float((proxies - truth[case, variant]).abs().max()) for proxies in (ours, reference)]
+    assert errors[0] < max(5 * errors[1], 1e-4)
+
+
+@pytest.mark.parametrize(("case", "variant"), CASES)
+def test_labels_are_those_of_the_reference(golden, golden_accuracy, truth, fitted, case, variant):
+    """All of them in float64; in float32, rounding may decide a few images that lie between two classes."""
     features, _ = inputs(golden, case)
-    labels = (features @ fitted[case, variant][0]).argmax(1)
     reference = (features @ torch.from_numpy(golden[f"{case}.inmap_{variant}"])).argmax(1)
+    labels = (features.double() @ truth[case, variant]).argmax(1)
     assert torch.equal(labels, reference)
     accuracy = (labels == torch.from_numpy(golden[f"{case}.labels"])).float().mean()
     assert float(accuracy) == pytest.approx(golden_accuracy[case][f"acc_inmap_{variant}"], abs=1e-6)
-
-
-@pytest.mark.parametrize(("case", "variant"), CASES)
-def test_fit_equals_a_direct_transcription_on_this_machine(golden, fitted, case, variant):
-    features, text = inputs(golden, case)
-    ours, _ = fitted[case, variant]
-    torch.testing.assert_close(ours, transcribed(features, text, **VARIANTS[variant]), atol=1e-4, rtol=0)
+    assert ((features @ fitted[case, variant][0]).argmax(1) != reference).float().mean() < 0.01
 
 
 @pytest.mark.parametrize(("case", "variant"), CASES)

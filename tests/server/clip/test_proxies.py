@@ -5,8 +5,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from covervlm.server.clip.clusters import kmeans
-from covervlm.server.clip.proxies import multi_map, multi_sub, nearest_words
+from covervlm.server.clip.methods.contracts import Pictures, Placed, silent
+from covervlm.server.clip.methods.kmeans import kmeans
+from covervlm.server.clip.methods.multi_map import MultiMaP
+from covervlm.server.clip.methods.multi_sub import MultiSub
 
 VALUES = 4
 
@@ -31,6 +33,20 @@ def scene():
     return normalize(images + 0.03 * torch.randn(images.shape, generator=generator), dim=1), loud, quiet
 
 
+def nearest_words(images, prompt, references) -> Tensor:
+    return Pictures(images, torch.eye(2 * VALUES), prompt, references[0], references).nearest_words()
+
+
+def multi_map(images, prompt, concept, references, *, progress=silent, **parameters) -> Placed:
+    pictures = Pictures(images, torch.eye(2 * VALUES), prompt, concept, references)
+    return MultiMaP(**parameters).place(pictures, seed=0, progress=progress)
+
+
+def multi_sub(hidden, projection, prompt, references, *, seed=0, progress=silent, **parameters) -> Placed:
+    pictures = Pictures(hidden, projection, prompt, references[0], references)
+    return MultiSub(**parameters).place(pictures, seed=seed, progress=progress)
+
+
 def same_partition(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a[:, None] == a[None], b[:, None] == b[None])
 
@@ -50,21 +66,22 @@ def test_the_prompt_decides_which_of_two_aspects_the_clusters_show(scene, method
         assert same_partition(kmeans(proxies.points, VALUES), aspect)
 
 
-def test_multi_map_treats_each_image_on_its_own(scene):
+def test_multi_map_treats_each_image_on_its_own(scene, monkeypatch):
     images, _, _ = scene
     words, prompt = torch.eye(VALUES), LinearPrompt(0)
-    together = multi_map(images, prompt, words.mean(0), words, batch_size=160).points
-    apart = multi_map(images, prompt, words.mean(0), words, batch_size=7).points
+    monkeypatch.setattr(MultiMaP, "batch_size", 160)
+    together = multi_map(images, prompt, words.mean(0), words).points
+    monkeypatch.setattr(MultiMaP, "batch_size", 7)
+    apart = multi_map(images, prompt, words.mean(0), words).points
     torch.testing.assert_close(apart, together, atol=1e-5, rtol=0)
 
 
-def test_multi_map_descends_its_objective(scene):
+def test_multi_map_descends_its_objective(scene, monkeypatch):
     images, _, _ = scene
     words, prompt = torch.eye(VALUES), LinearPrompt(0)
+    monkeypatch.setattr(MultiMaP, "batch_size", 160)
     losses: list[tuple[float, float]] = []
-    multi_map(
-        images, prompt, words.mean(0), words, batch_size=160, progress=lambda share, loss: losses.append((share, loss))
-    )
+    multi_map(images, prompt, words.mean(0), words, progress=lambda share, loss: losses.append((share, loss)))
     assert losses[0][1] > losses[-1][1]
     assert [share for share, _ in losses] == sorted(share for share, _ in losses)
     assert losses[-1][0] == 1.0
@@ -91,7 +108,7 @@ def test_progress_can_end_a_fit(scene):
     class Stop(Exception):
         pass
 
-    def stop(_share: float, _loss: float) -> None:
+    def stop(_share: float, loss: float) -> None:
         raise Stop
 
     images, _, _ = scene

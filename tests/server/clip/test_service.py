@@ -6,19 +6,20 @@ import io
 import numpy as np
 import pytest
 import pytest_asyncio
+from clip_space.class_proxies import class_proxies
 from PIL import Image
 
 from covervlm.server.clip import classifiers
-from covervlm.server.clip.encoder import ClipEncoder
+from covervlm.server.clip.encoder.encoder import ClipEncoder
+from covervlm.server.clip.encoder.templates import ENSEMBLE
 from covervlm.server.clip.quotas import Quotas
-from covervlm.server.clip.registry import build_clip
 from covervlm.server.clip.service import ClipService
 from covervlm.server.clip.sessions import SnapshotInterval
-from covervlm.server.clip.templates import ENSEMBLE
+from covervlm.server.core.caller import Caller
+from covervlm.server.core.errors import EngineUnavailable, InvalidRequest, QuotaExceeded
 from covervlm.server.demo import clip_path
-from covervlm.server.engines.base import EngineUnavailable, InvalidRequest
-from covervlm.server.resources import QuotaExceeded
 from covervlm.server.settings import Settings
+from covervlm.server.wiring import build_clip
 from tests.server.api.scripted import ScriptedEngine
 
 NAMES = ["star", "ring", "cross"]
@@ -31,7 +32,7 @@ def picture(seed: int) -> Image.Image:
 
 @pytest_asyncio.fixture
 async def service(tmp_path):
-    quotas = Quotas(classifiers=1, sessions=1, unfinished_jobs=1, upload_bytes=10_000)
+    quotas = Quotas(classifiers=1, streams=1, unfinished_jobs=1, upload_bytes=10_000)
     service = ClipService(lambda: ClipEncoder(str(clip_path()), device="cpu"), tmp_path, name="c", quotas=quotas)
     await service.start()
     yield service
@@ -40,7 +41,14 @@ async def service(tmp_path):
 
 async def fit(service: ClipService, owner: str, name: str) -> str:
     job = await service.classifiers.fit(
-        owner, name, classes=NAMES, templates=ENSEMBLE, images=[picture(1)], embeddings=None, uploads=[], parameters=FIT
+        Caller(owner),
+        name,
+        classes=NAMES,
+        templates=ENSEMBLE,
+        images=[picture(1)],
+        embeddings=None,
+        uploads=[],
+        parameters=FIT,
     )
     async for state in service.jobs.watch(owner, job.id):
         last = state
@@ -48,7 +56,7 @@ async def fit(service: ClipService, owner: str, name: str) -> str:
 
 
 async def session(service: ClipService, owner: str) -> dict:
-    return await service.open_session(owner, classes=NAMES, templates=ENSEMBLE, horizon=5, parameters={})
+    return await service.streams.open(owner, classes=NAMES, templates=ENSEMBLE, horizon=5, parameters={})
 
 
 async def test_quotas_hold_for_each_owner_and_deletion_makes_room(service):
@@ -74,9 +82,11 @@ async def test_unfinished_jobs_are_limited(service):
         await release.wait()
         return ["red", "green"]
 
-    job = await service.clusterings.start("me", [picture(1), picture(2)], words, aspect="color", words=())
+    job = await service.clusterings.start(Caller("me"), [picture(1), picture(2)], words, aspect="color", words=())
     with pytest.raises(QuotaExceeded):
-        await service.clusterings.start("me", [picture(1), picture(2)], None, aspect="color", words=("red", "green"))
+        await service.clusterings.start(
+            Caller("me"), [picture(1), picture(2)], None, aspect="color", words=("red", "green")
+        )
     release.set()
     async for state in service.jobs.watch("me", job.id):
         last = state
@@ -91,7 +101,7 @@ async def test_many_submissions_at_once_are_counted_one_by_one(service):
         return ["red", "green"]
 
     pictures = [picture(1), picture(2)]
-    calls = [service.clusterings.start("me", pictures, words, aspect="color", words=()) for _ in range(6)]
+    calls = [service.clusterings.start(Caller("me"), pictures, words, aspect="color", words=()) for _ in range(6)]
     results = await asyncio.gather(*calls, return_exceptions=True)
     refused = [result for result in results if isinstance(result, QuotaExceeded)]
     (job,) = [result for result in results if not isinstance(result, Exception)]
@@ -111,7 +121,7 @@ async def test_a_job_that_waits_for_words_can_be_cancelled_and_gives_up_asking(s
         finally:
             given_up.set()
 
-    job = await service.clusterings.start("me", [picture(1), picture(2)], words, aspect="color", words=())
+    job = await service.clusterings.start(Caller("me"), [picture(1), picture(2)], words, aspect="color", words=())
     await asked.wait()
     await service.jobs.cancel("me", job.id)
     await given_up.wait()
@@ -124,19 +134,19 @@ def test_quotas_and_intervals_are_those_of_the_settings(tmp_path):
     settings = Settings(
         data_dir=tmp_path,
         key_classifiers=1,
-        key_sessions=2,
+        key_streams=2,
         key_unfinished_jobs=3,
         key_stored_bytes="4KiB",
         snapshot_images=5,
         snapshot_seconds=0.5,
     )
     service = build_clip(settings, ScriptedEngine())
-    assert service.quotas == Quotas(classifiers=1, sessions=2, unfinished_jobs=3, bytes=4096)
+    assert service.quotas == Quotas(classifiers=1, streams=2, unfinished_jobs=3, bytes=4096)
     assert service._interval == SnapshotInterval(images=5, seconds=0.5)
 
 
 async def test_stats_count_the_jobs_and_sessions_of_all_owners(service):
-    assert (sum(service.stats().jobs.values()), service.stats().sessions) == (0, 0)
+    assert (sum(service.stats().jobs.values()), service.stats().streams) == (0, 0)
     release = asyncio.Event()
 
     async def words():
@@ -144,14 +154,16 @@ async def test_stats_count_the_jobs_and_sessions_of_all_owners(service):
         return ["red", "green"]
 
     pictures = [picture(1), picture(2)]
-    jobs = [await service.clusterings.start(who, pictures, words, aspect="color", words=()) for who in ("me", "you")]
-    while service.jobs.get("me", jobs[0].id).state != "running":
+    jobs = [
+        await service.clusterings.start(Caller(who), pictures, words, aspect="color", words=()) for who in ("me", "you")
+    ]
+    while (await service.jobs.get("me", jobs[0].id)).state != "running":
         await asyncio.sleep(0)
     await session(service, "me")
     await session(service, "you")
     stats = service.stats()
     assert dict(stats.jobs) == {"queued": 1, "running": 1, "succeeded": 0, "failed": 0, "cancelled": 0}
-    assert stats.sessions == 2
+    assert stats.streams == 2
     await service.jobs.cancel("you", jobs[1].id)
     release.set()
     async for _ in service.jobs.watch("me", jobs[0].id):
@@ -167,12 +179,12 @@ async def test_uploads_are_limited(service):
         np.save(buffer, np.ones((rows, 64), np.float32))
         return buffer.getvalue()
 
-    upload, _ = await service.upload("me", npy(30))
+    upload, _ = await service.uploads.read("me", npy(30))
     with pytest.raises(QuotaExceeded):
-        await service.upload("me", npy(30))
-    await service.upload("you", npy(30))
+        await service.uploads.read("me", npy(30))
+    await service.uploads.read("you", npy(30))
     service.uploads.remove("me", upload)
-    await service.upload("me", npy(30))
+    await service.uploads.read("me", npy(30))
 
 
 async def test_fits_and_prompts_beyond_memory_are_refused_before_any_work(service, monkeypatch):
@@ -187,7 +199,7 @@ async def test_fits_and_prompts_beyond_memory_are_refused_before_any_work(servic
 
 async def test_class_proxies_are_computed_once_and_as_the_encoder_does(service, monkeypatch):
     first = await service.batched.class_proxies("me", NAMES, ENSEMBLE)
-    reference = service.encoder.class_proxies(NAMES)
+    reference = class_proxies(service.encoder.embed_texts, NAMES)
     assert (first - reference).abs().max() < 1e-5
     monkeypatch.setattr(service.batched, "texts", None)
     assert await service.batched.class_proxies("me", NAMES, ENSEMBLE) is first
@@ -206,8 +218,8 @@ async def test_callers_share_the_models_batches(service, monkeypatch):
     sizes = []
     plain = service.batched._pixels._run
     monkeypatch.setattr(service.batched._pixels, "_run", lambda items: sizes.append(len(items)) or plain(items))
-    alone = [await service.embed([picture(i)]) for i in range(6)]
-    together = await asyncio.gather(*(service.embed([picture(i)]) for i in range(6)))
+    alone = [await service.batched.embed(Caller("me"), {"input": picture(i)}) for i in range(6)]
+    together = await asyncio.gather(*(service.batched.embed(Caller("me"), {"input": picture(i)}) for i in range(6)))
     for one, shared in zip(alone, together, strict=True):
         ours = np.frombuffer(one.vectors[0], "<f4")
         np.testing.assert_allclose(np.frombuffer(shared.vectors[0], "<f4"), ours, atol=1e-5)
@@ -218,10 +230,10 @@ async def test_callers_share_the_models_batches(service, monkeypatch):
 async def test_no_image_and_no_feature_reaches_the_disk(service, tmp_path):
     image = picture(3)
     opened = await session(service, "me")
-    await service.observe("me", opened["id"], [image], top=1, key="k", digest="d")
+    await service.streams.observe(Caller("me"), opened["id"], [image], top=1, key="k", digest="d")
     assert await fit(service, "me", "one") == "succeeded"
     await service.sessions.snapshot("me", opened["id"])
-    feature = (await service.embed([image])).vectors[0]
+    feature = (await service.batched.embed(Caller("me"), {"input": image})).vectors[0]
     on_disk = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert len(on_disk) > 10_000
     for needle in (feature[:32], feature[64:96], image.tobytes()[:32]):

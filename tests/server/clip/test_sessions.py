@@ -10,9 +10,10 @@ from torch.nn.functional import normalize
 
 from covervlm.server.clip import live_session
 from covervlm.server.clip import sessions as module
-from covervlm.server.clip.onzeta import OnlineZeroShot
+from covervlm.server.clip.methods.coke import CoKe
+from covervlm.server.clip.methods.onzeta import OnlineZeroShot
 from covervlm.server.clip.sessions import Sessions, SnapshotInterval
-from covervlm.server.resources import Conflict, NotFound
+from covervlm.server.core.errors import Conflict, NotFound
 from covervlm.server.store import Store
 from covervlm.server.store.database import Database
 
@@ -67,11 +68,27 @@ async def test_after_a_crash_state_and_keys_are_those_of_one_snapshot(folder, ex
     store.close()
 
 
+async def test_groups_go_on_after_a_crash_as_if_nothing_had_happened(folder):
+    plain = CoKe(ratio=0.8).open(TEXT, 20)
+    expected = [render([plain.observe(image)])["data"][0] for image in IMAGES[:12]]
+    store, sessions = start(folder, SnapshotInterval(images=4, seconds=10**6))
+    session = (await sessions.create("me", ABOUT | {"parameters": {"ratio": 0.8}}, TEXT, method="coke"))["id"]
+    for i in range(8):
+        assert await observe(sessions, session, i) == pytest.approx(expected[i])
+    store.close()
+
+    store, sessions = start(folder)
+    for i in range(8, 12):
+        assert await observe(sessions, session, i) == pytest.approx(expected[i])
+    await sessions.stop()
+    store.close()
+
+
 async def test_a_snapshot_follows_the_first_image_by_the_interval(folder):
     store, sessions = start(folder, SnapshotInterval(images=10**9, seconds=0.01))
     session = (await sessions.create("me", ABOUT, TEXT))["id"]
     await observe(sessions, session, 0, key="k")
-    while store.session("me", session).observed != 1:
+    while store.find("me", "stream", session).observed != 1:
         await asyncio.sleep(0)
     assert [a.key for a in store.answers(session)] == ["k"]
     await sessions.stop()
@@ -191,10 +208,10 @@ async def test_a_snapshot_that_cannot_be_written_costs_no_answer(folder, monkeyp
     store, sessions = start(folder, SnapshotInterval(images=1, seconds=10**6))
     session = (await sessions.create("me", ABOUT, TEXT))["id"]
     with monkeypatch.context() as broken:
-        broken.setattr(store, "save_session", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        broken.setattr(store, "save_state", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         assert await observe(sessions, session, 0, key="k0") == pytest.approx(expected[0])
     assert await observe(sessions, session, 1, key="k1") == pytest.approx(expected[1])
-    assert store.session("me", session).observed == 2
+    assert store.find("me", "stream", session).observed == 2
     assert [a.key for a in store.answers(session)] == ["k0", "k1"]
     await sessions.stop()
     store.close()
@@ -207,7 +224,7 @@ async def test_a_restore_that_cannot_be_written_changes_nothing(folder, monkeypa
     for i in range(3):
         await observe(sessions, session, i, key=f"k{i}")
     with monkeypatch.context() as broken:
-        broken.setattr(store, "replace_session", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        broken.setattr(store, "replace_state", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
             await sessions.restore("me", session, early)
     assert (await sessions.describe("me", session))["observed"] == 3
@@ -225,7 +242,7 @@ async def test_a_caller_that_goes_away_leaves_no_half_done_write_behind(folder, 
     earlier = await sessions.snapshot("me", session)
     await observe(sessions, session, 0)
     entered, released = threading.Event(), threading.Event()
-    method = {"snapshot": "save_session", "restore": "replace_session", "delete": "delete_session"}[what]
+    method = {"snapshot": "save_state", "restore": "replace_state", "delete": "delete"}[what]
     original = getattr(store, method)
 
     def held(*arguments):
@@ -247,11 +264,11 @@ async def test_a_caller_that_goes_away_leaves_no_half_done_write_behind(folder, 
     if what == "delete":
         with pytest.raises(NotFound):
             await waiting
-        assert store.session("me", session) is None
+        assert store.find("me", "stream", session) is None
     else:
         before = {"snapshot": 1, "restore": 0}[what]
         assert (await waiting)[0] == before
-        assert store.session("me", session).observed == before
+        assert store.find("me", "stream", session).observed == before
     await sessions.stop()
     store.close()
 
@@ -278,6 +295,6 @@ async def test_deleting_while_calls_wait_answers_them_that_there_is_none(folder,
     await deletion
     refused = await asyncio.gather(*waiting, return_exceptions=True)
     assert all(isinstance(result, NotFound) for result in refused)
-    assert store.session("me", session) is None
+    assert store.find("me", "stream", session) is None
     await sessions.stop()
     store.close()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from covervlm.server.clip.wording import clearest, information, wordings
+from covervlm.server.clip.prompt_choice import clearest, information, wordings
 
 
 def test_information_is_that_of_the_definition():

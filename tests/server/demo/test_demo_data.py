@@ -10,16 +10,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoProcessor, CLIPModel, LlavaForConditionalGeneration
 
-from covervlm.server.demo import clip_path, example_scenes, model_path
-from covervlm.server.engines.base import (
+from covervlm.server.core.generation import (
     GenerationRequest,
     ImagePart,
     Message,
     PruningPolicy,
     SamplingParams,
-    TextPart,
 )
-from covervlm.server.engines.transformers import TransformersEngine, TransformersEngineConfig
+from covervlm.server.demo import clip_path, example_scenes, model_path
+from covervlm.server.engines.embedded.engine import TransformersEngine, TransformersEngineConfig
 
 ROOT = Path(__file__).parents[3]
 
@@ -115,7 +114,7 @@ async def test_the_model_is_right_about_its_examples_unpruned_and_with_64_tokens
         for scene in example_scenes():
             image = Image.open(scene.path).convert("RGB")
             assert image.size == (336, 336)
-            message = Message("user", (ImagePart(image, scene.path.name), TextPart(scene.question)))
+            message = Message("user", (ImagePart(image, scene.path.name), scene.question))
             for policy in (PruningPolicy(), PruningPolicy(keep_tokens=64)):
                 sampling = SamplingParams(temperature=0.0, max_tokens=8)
                 request = GenerationRequest(scene.path.name, (message,), sampling, policy)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from covervlm.server.demo import model_path
-from covervlm.server.engines.transformers import TransformersEngine, TransformersEngineConfig
+from covervlm.server.engines.embedded.engine import TransformersEngine, TransformersEngineConfig
 
 
 async def until(condition: Callable[[], object]) -> None:

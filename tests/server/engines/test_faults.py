@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import torch
 
-from covervlm.server.engines.base import EngineError, EngineOverloaded, EngineUnavailable
+from covervlm.server.core.errors import EngineError, EngineOverloaded, EngineUnavailable
 from covervlm.server.engines.faults import casts_doubt, for_caller, is_out_of_memory
 from tests.server.engines.gated import gated, running, until
 
@@ -48,7 +48,7 @@ async def test_a_prompt_without_memory_fails_alone_and_its_group_is_answered(ask
 
         def short_of_memory(prompts, repeats):
             groups.append(len(prompts))
-            if any(len(prompt) > 20 for prompt in prompts):
+            if any(len(embeddings) > 20 for embeddings, _ in prompts):
                 no_memory()
             return prefill(prompts, repeats)
 

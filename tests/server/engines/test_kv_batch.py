@@ -3,7 +3,7 @@ import random
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
-from covervlm.server.engines.kv_batch import KVBatch
+from covervlm.server.engines.embedded.model_runner import KVBatch
 
 torch.manual_seed(0)
 MODEL = LlamaModel(

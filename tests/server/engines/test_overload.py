@@ -7,16 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from covervlm.server.engines import mailbox
-from covervlm.server.engines.base import EngineError, EngineOverloaded
-from covervlm.server.engines.worker import StepLimits
+from covervlm.server.core.caller import Caller
+from covervlm.server.core.errors import EngineError, EngineOverloaded
+from covervlm.server.engines.embedded import mailbox
+from covervlm.server.engines.embedded.worker import StepLimits
 from tests.server.engines.gated import gated, running, until
 
 ENDLESS = {"max_tokens": 400, "ignore_eos": True}
 
 
 def of(owner, request):
-    return replace(request, owner=owner)
+    return replace(request, caller=Caller(owner))
 
 
 async def test_closing_the_stream_frees_the_row_within_one_decoding_step(ask, answer):
@@ -164,6 +165,6 @@ async def test_a_reader_too_far_behind_is_cut_off_and_its_memory_freed(ask, answ
         await until(lambda: not engine.stats().running)
         [box] = engine._open
         assert box._events.qsize() == 1
-        with pytest.raises(EngineError, match="was not read"):
+        with pytest.raises(EngineError, match="chunks behind"):
             await anext(stream)
         assert (await answer(engine, ask(None, "Hello", max_tokens=15, ignore_eos=True))).choices[0].count == 15

@@ -2,9 +2,12 @@ import collections
 
 import pytest
 import torch
+from transformers import AutoTokenizer, NoBadWordsLogitsProcessor, SequenceBiasLogitsProcessor
 
-from covervlm.server.engines.base import SamplingParams
-from covervlm.server.engines.sampling import OccurrencePenalty, Sampler
+from covervlm.server.core.errors import EngineError
+from covervlm.server.core.generation import SamplingParams
+from covervlm.server.demo import model_path
+from covervlm.server.engines.embedded.sampling import Bans, Bias, OccurrencePenalty, Sampler, bad_words
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
 
@@ -30,7 +33,8 @@ def test_top_k_top_p_and_min_p_cut_the_unlikely():
 
 def test_temperature_zero_is_the_argmax():
     assert draw(SamplingParams(temperature=0), 5) == [0] * 5
-    assert Sampler(SamplingParams(temperature=0), (), 0).is_plain_argmax
+    assert SamplingParams(temperature=0).is_plain_argmax
+    assert not SamplingParams(temperature=0, frequency_penalty=1.2).is_plain_argmax
 
 
 def test_penalties_are_openais_formula():
@@ -72,3 +76,55 @@ def test_the_strongest_penalties_at_the_lowest_temperature_still_draw(penalty):
     params = SamplingParams(temperature=1e-5, repetition_penalty=penalty, top_p=0.5, top_k=10**30, min_p=1.0, seed=1)
     sampler = Sampler(params, (0, 1), choice=0)
     assert sampler.sample(torch.tensor([3e4, -3e4, 1.0])) in (0, 1, 2)
+
+
+# vLLM's further parameters, beside transformers' own processors.
+
+
+def through(processor, generated: list[int], prompt: tuple[int, ...] = ()) -> torch.Tensor:
+    return processor(torch.tensor([[*prompt, *generated]]), LOGITS[None].clone())[0]
+
+
+@pytest.mark.parametrize("generated", [[], [1], [1, 2], [2, 1], [1, 1, 2], [4, 3, 1, 2]])
+def test_bans_are_transformers_bad_words(generated):
+    sequences = [[4], [1, 2], [1, 2, 3], [2, 0]]
+    reference = NoBadWordsLogitsProcessor(sequences, eos_token_id=99)
+    # Behind a prompt: where a sequence is longer than all tokens so far, older releases overlook that it may end now.
+    prompt = (5, 5, 5)
+    torch.testing.assert_close(through(Bans(3, sequences), generated, prompt), through(reference, generated, prompt))
+
+
+def test_bans_look_at_the_completion_alone():
+    assert through(Bans(1, [[1, 2]]), [], prompt=(1,)).isfinite().all()
+    assert through(Bans(1, [[1, 2]]), [1], prompt=(0,))[2] == -torch.inf
+
+
+def test_the_bias_is_transformers_sequence_bias():
+    bias = {1: 2.5, 3: -100.0}
+    reference = SequenceBiasLogitsProcessor([[[token], value] for token, value in bias.items()])
+    torch.testing.assert_close(through(Bias(bias), [1, 2]), through(reference, [1, 2]))
+
+
+def test_a_bias_decides_a_greedy_answer():
+    params = SamplingParams(temperature=0, logit_bias={4: 50.0})
+    assert not params.is_plain_argmax
+    assert draw(params, 3) == [4, 4, 4]
+
+
+def test_the_end_is_held_back_for_min_tokens_and_no_longer():
+    sampler = Sampler(SamplingParams(temperature=0, min_tokens=3), (7, 8), choice=0, end_ids={0})
+    assert [sampler.sample(LOGITS) for _ in range(5)] == [1, 1, 1, 0, 0]
+
+
+def test_no_token_left_is_an_error_for_the_caller():
+    sampler = Sampler(SamplingParams(bad_words=("x",)), (), choice=0, banned=[[i] for i in range(len(LOGITS))])
+    with pytest.raises(EngineError, match="No token is left"):
+        sampler.sample(LOGITS)
+
+
+def test_bad_words_are_spelt_as_they_begin_a_text_and_as_they_follow_a_space():
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    [opening], [inside] = ([tokenizer.encode(text, add_special_tokens=False)] for text in ("circle", " circle"))
+    assert opening != inside
+    assert bad_words(["circle"], tokenizer) == bad_words([" circle"], tokenizer) == [opening, inside]
+    assert bad_words([], tokenizer) == []

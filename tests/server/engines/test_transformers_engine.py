@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from covervlm.pruners import PruneInput, get_pruner
-from covervlm.pruners.question import visual_words
+from covervlm.server.core.errors import EngineError, EngineOverloaded, EngineUnavailable, InvalidRequest
 from covervlm.server.demo import model_path
-from covervlm.server.engines.base import EngineError, EngineOverloaded, EngineUnavailable, InvalidRequest
-from covervlm.server.engines.transformers import TransformersEngine, TransformersEngineConfig
+from covervlm.server.engines.embedded.engine import TransformersEngine, TransformersEngineConfig
+from covervlm.server.models.processor import visual_words
 
 QUESTIONS = [
     "What color is the star?",
@@ -27,14 +27,18 @@ async def until(condition) -> None:
             await asyncio.sleep(0.001)
 
 
+def shown(plain, ids) -> list[str]:
+    return [text for t in ids if (text := plain.processor.tokenizer.decode([t], skip_special_tokens=True))]
+
+
 @torch.inference_mode()
 def generate(plain, image, question: str, new_tokens: int) -> list[str]:
-    """transformers' own greedy generate, as one string per token."""
+    """transformers' own greedy generate, as one string per token that shows."""
     content = ([{"type": "image"}] if image is not None else []) + [{"type": "text", "text": question}]
     text = plain.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = plain.processor(images=image, text=text, return_tensors="pt")
     out = plain.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
-    return [plain.processor.tokenizer.decode([t]) for t in out[0, inputs["input_ids"].shape[1] :]]
+    return shown(plain, out[0, inputs["input_ids"].shape[1] :])
 
 
 @torch.inference_mode()
@@ -55,7 +59,7 @@ def generate_pruned(plain, image, question: str, keep: int, new_tokens: int) -> 
         hidden = model.model.language_model(inputs_embeds=sequence[None], use_cache=False).last_hidden_state
         answer.append(int(model.lm_head(hidden[0, -1]).argmax()))
         sequence = torch.cat([sequence, embed(torch.tensor(answer[-1:]))])
-    return [tokenizer.decode([t]) for t in answer]
+    return shown(plain, answer)
 
 
 async def test_unpruned_answers_equal_transformers_generate_token_for_token(engine, plain, ask, answer, scene):
@@ -183,6 +187,7 @@ async def test_a_stop_string_ends_the_answer_before_it(engine, ask, answer, scen
     stopped = await answer(engine, ask(scene(0), QUESTIONS[1], max_tokens=25, stop=(word,)))
     assert stopped.text == full[: full.index(word)]
     assert stopped.choices[0].finish_reason == "stop"
+    assert stopped.chunks[-1].stop_string == word
 
 
 async def test_logprobs_are_the_models_own(engine, plain, ask, answer, scene):
@@ -199,9 +204,12 @@ async def test_logprobs_are_the_models_own(engine, plain, ask, answer, scene):
 
 
 async def test_a_prompt_beyond_the_context_is_refused_with_counts(engine, ask, answer, scene):
-    with pytest.raises(InvalidRequest, match=r"context is 1024 tokens.*\d{3} and 500 for the answer") as refused:
+    with pytest.raises(InvalidRequest, match=r"context is 1024 tokens.*\d{3}\. max_tokens is 500") as refused:
         await answer(engine, ask(scene(0), QUESTIONS[0], max_tokens=500))
-    assert refused.value.code == "context_length_exceeded"
+    assert (refused.value.param, refused.value.code) == ("max_tokens", "context_length_exceeded")
+    with pytest.raises(InvalidRequest) as refused:
+        await answer(engine, ask(scene(0), "star " * 600))
+    assert (refused.value.param, refused.value.code) == ("messages", "context_length_exceeded")
     fits = await answer(engine, ask(scene(0), QUESTIONS[0], max_tokens=500, pruning={"keep_tokens": 64}))
     assert fits.choices[0].finish_reason == "stop"
 

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from covervlm.server.engines.base import InvalidRequest
+from covervlm.server.core.errors import InvalidRequest
 from covervlm.server.media.files import read_media_file
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from covervlm.server.engines.base import InvalidRequest
-from covervlm.server.media.images import ImageLimits, decode_image, image_bytes
+from covervlm.server.core.errors import InvalidRequest
+from covervlm.server.media.data_urls import image_bytes
+from covervlm.server.media.decoding import ImageLimits, open_image
 
 LIMITS = ImageLimits(max_bytes=1_000_000, max_pixels=100_000)
 RED = Image.new("RGB", (6, 4), (255, 0, 0))
@@ -67,7 +68,7 @@ IMAGES = {
 @pytest.mark.parametrize("kind", IMAGES)
 def test_what_is_an_image_among_other_things_is_that_image(kind):
     url = "data:image/png;base64," + base64.b64encode(IMAGES[kind]).decode()
-    image = decode_image(image_bytes(url, LIMITS), LIMITS)
+    image = open_image(image_bytes(url, LIMITS.max_bytes), LIMITS).decoded()
     assert image.mode == "RGB"
     red, green, blue = np.asarray(image).reshape(-1, 3).T
     assert red.min() > 250
@@ -110,7 +111,7 @@ NO_IMAGES = {
 @pytest.mark.parametrize("kind", NO_IMAGES)
 def test_what_is_no_image_is_refused_in_the_servers_own_words(kind):
     with pytest.raises(InvalidRequest) as refused:
-        decode_image(NO_IMAGES[kind], LIMITS)
+        open_image(NO_IMAGES[kind], LIMITS).decoded()
     assert refused.value.code in ("invalid_image", "image_too_large")
     assert str(refused.value).startswith("The ")
     assert not any(word in str(refused.value) for word in ("Error", "PIL", "chunk", "zlib", "BytesIO", "0x"))
@@ -119,6 +120,6 @@ def test_what_is_no_image_is_refused_in_the_servers_own_words(kind):
 def test_cmyk_with_inverted_inks_as_photo_editors_write_it_is_right():
     """Adobe's JPEGs store inks upside down; Pillow writes and reads that marker."""
     inks = Image.new("CMYK", (8, 8), (0, 255, 255, 0))  # magenta and yellow: red
-    red, green, blue = decode_image(encoded(inks, "JPEG", quality=100), LIMITS).getpixel((4, 4))
+    red, green, blue = open_image(encoded(inks, "JPEG", quality=100), LIMITS).decoded().getpixel((4, 4))
     assert red > 247
     assert max(green, blue) < 8

@@ -9,18 +9,17 @@ import torch
 from transformers import AutoProcessor, LlavaNextForConditionalGeneration
 
 from covervlm.pruners import PruneInput, get_pruner
-from covervlm.server.engines.base import (
+from covervlm.server.core.generation import (
     GenerationRequest,
     ImagePart,
     Message,
     PruningPolicy,
     SamplingParams,
-    TextPart,
 )
-from covervlm.server.engines.transformers import TransformersEngine, TransformersEngineConfig
-from covervlm.server.models.base import Kept
+from covervlm.server.engines.embedded.engine import TransformersEngine, TransformersEngineConfig
+from covervlm.server.models.checkpoint import Checkpoint, load_adapter
 from covervlm.server.models.llava_next import LlavaNextAdapter
-from covervlm.server.models.registry import Checkpoint, load_adapter
+from covervlm.server.selection.selector import parts_to_prune
 from tests.server.models.tiny_llava import SIDE
 
 SIZES = [(32, 32), (64, 64), (100, 30), (20, 90), (64, 40), (33, 60), (1, 1), (200, 2), (2000, 1), (1, 2000), (3, 1)]
@@ -43,7 +42,7 @@ def plain(tiny_llava_next):
 def chat(*parts) -> tuple[Message, ...]:
     def wrap(part):
         if isinstance(part, str):
-            return TextPart(part)
+            return part
         return ImagePart(part, hashlib.sha256(part.tobytes() + repr(part.size).encode()).hexdigest())
 
     return (Message("user", tuple(map(wrap, parts))),)
@@ -101,10 +100,10 @@ def test_keeping_all_tokens_equals_transformers_generate(adapter, plain, referen
     parts = (*images, "Which color does the star have?")
     expected = reference(plain.model, plain.processor, as_transformers(*parts), images, 12)
     encoded = adapter.encode([adapter.preprocess(image) for image in images]) if images else []
-    assembled = adapter.assemble(adapter.tokenize(chat(*parts)), [Kept(image) for image in encoded])
-    assert len(assembled) == expected.prompt == assembled.next_position
-    assert assembled.positions.tolist() == [list(range(expected.prompt))]
-    tokens, logits = greedy(adapter.model, assembled.embeddings, 12)
+    embeddings, positions = adapter.assemble(adapter.tokenize(chat(*parts)), encoded)
+    assert len(embeddings) == expected.prompt
+    assert positions.tolist() == [list(range(expected.prompt + 1))]
+    tokens, logits = greedy(adapter.model, embeddings, 12)
     assert tokens == expected.tokens
     torch.testing.assert_close(logits, expected.logits, atol=1e-4, rtol=1e-4)
 
@@ -116,7 +115,7 @@ def test_the_tokens_of_an_image_are_those_that_transformers_packs(adapter, plain
     with torch.inference_mode():
         packed = plain.model.get_image_features(inputs.pixel_values, inputs.image_sizes).pooler_output[0]
     [encoded] = adapter.encode([adapter.preprocess(image)])
-    torch.testing.assert_close(encoded.tokens, packed, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(adapter.whole(encoded), packed, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -135,20 +134,21 @@ def test_regions_are_the_base_crop_and_what_unpadding_leaves_of_each_tile(adapte
         ]
         if cells:
             expected.append((tile + 1, cells))
-    assert len(encoded.regions) == len(expected)
-    for region, (crop, cells) in zip(encoded.regions, expected, strict=True):
+    sequence, parts = adapter.whole(encoded), encoded.layout.parts
+    assert len(parts) == len(expected)
+    for part, (crop, cells) in zip(parts, expected, strict=True):
         patches = [row * SIDE + column for row, column in cells]
         rows, columns = len({row for row, _ in cells}), len({column for _, column in cells})
-        assert region.grid == (rows, columns)
-        assert (region.positions.diff() > 0).all()
-        torch.testing.assert_close(encoded.tokens[region.positions], tokens[crop, patches], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(region.features, features[crop, patches], atol=1e-5, rtol=1e-5)
-    named = torch.cat([region.positions for region in encoded.regions])
+        assert part.grid == (rows, columns)
+        assert (part.positions.diff() > 0).all()
+        torch.testing.assert_close(sequence[part.positions], tokens[crop, patches], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(encoded.features[part.rows], features[crop, patches], atol=1e-5, rtol=1e-5)
+    named = torch.cat([part.positions for part in parts])
     assert len(set(named.tolist())) == len(named)
-    newlines = sorted(set(range(len(encoded))) - set(named.tolist()))
+    newlines = sorted(set(range(encoded.layout.total)) - set(named.tolist()))
     assert len(newlines) == (bottom - top)
     for place in newlines:
-        torch.testing.assert_close(encoded.tokens[place], plain.model.model.image_newline.detach())
+        torch.testing.assert_close(sequence[place], plain.model.model.image_newline.detach())
 
 
 @pytest.mark.parametrize("size", [(64, 64), (100, 30), (64, 40), (20, 90)], ids=str)
@@ -188,13 +188,13 @@ def test_pruned_output_equals_a_prompt_built_by_hand(adapter, plain, noise, size
     [encoded] = adapter.encode([adapter.preprocess(image)])
     text_rows = adapter.question_embeddings(question)
     torch.testing.assert_close(text_rows, text)
-    inputs = [PruneInput(encoded.tokens[r.positions], r.features, text_rows, grid=r.grid) for r in encoded.regions]
-    chosen = get_pruner("mmtok").select(inputs, budget)
-    positions = torch.cat([r.positions[kept] for r, kept in zip(encoded.regions, chosen, strict=True)]).sort().values
-    pruned = adapter.assemble(adapter.tokenize(chat(image, question)), [Kept(encoded, positions)])
-    torch.testing.assert_close(pruned.embeddings, by_hand, atol=1e-5, rtol=1e-5)
+    pruner = get_pruner("mmtok")
+    chosen = pruner.select(parts_to_prune(encoded, pruner, text_rows, seed=0), budget)
+    positions = encoded.layout.positions(chosen)
+    pruned, _ = adapter.assemble(adapter.tokenize(chat(image, question)), [encoded], [positions])
+    torch.testing.assert_close(pruned, by_hand, atol=1e-5, rtol=1e-5)
     expected, expected_logits = greedy(plain.model, by_hand, 8)
-    answered, logits = greedy(adapter.model, pruned.embeddings, 8)
+    answered, logits = greedy(adapter.model, pruned, 8)
     assert answered == expected
     torch.testing.assert_close(logits, expected_logits, atol=1e-4, rtol=1e-4)
 
@@ -204,11 +204,11 @@ def test_batched_encoding_equals_one_by_one(adapter, noise):
     for batched, entry in zip(adapter.encode(inputs, cls_attention=True), inputs, strict=True):
         [single] = adapter.encode([entry], cls_attention=True)
         torch.testing.assert_close(batched.tokens, single.tokens, atol=1e-5, rtol=1e-5)
-        for one, other in zip(batched.regions, single.regions, strict=True):
+        torch.testing.assert_close(batched.features, single.features, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(batched.cls_attention, single.cls_attention, atol=1e-6, rtol=1e-5)
+        for one, other in zip(batched.layout.parts, single.layout.parts, strict=True):
             assert one.positions.tolist() == other.positions.tolist()
             assert one.grid == other.grid
-            torch.testing.assert_close(one.features, other.features, atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(one.cls_attention, other.cls_attention, atol=1e-6, rtol=1e-5)
 
 
 def test_cls_attention_of_every_crop_is_the_towers_own(adapter, tiny_llava_next, plain, noise):
@@ -220,9 +220,8 @@ def test_cls_attention_of_every_crop_is_the_towers_own(adapter, tiny_llava_next,
     with torch.inference_mode():
         attention = eager.model.vision_tower(pixels, output_attentions=True).attentions[-2].mean(1)[:, 0, 1:]
     [encoded] = adapter.encode([adapter.preprocess(image)], cls_attention=True)
-    for crop, region in enumerate(encoded.regions):
-        torch.testing.assert_close(region.cls_attention, attention[crop], atol=1e-6, rtol=1e-4)
-    assert all(region.cls_attention is None for region in adapter.encode([adapter.preprocess(image)])[0].regions)
+    torch.testing.assert_close(encoded.cls_attention, attention.flatten(), atol=1e-6, rtol=1e-4)
+    assert adapter.encode([adapter.preprocess(image)])[0].cls_attention is None
 
 
 @pytest_asyncio.fixture
@@ -245,7 +244,11 @@ async def test_the_engine_answers_as_transformers_does(engine, plain, reference,
     expected = reference(plain.model, plain.processor, as_transformers(*parts), images, 10)
     got = await answer(engine, request(parts))
     assert got.prompt.prompt_tokens == expected.prompt
-    assert got.choices[0].tokens == [plain.processor.tokenizer.decode([token]) for token in expected.tokens]
+    assert got.choices[0].tokens == [
+        text
+        for token in expected.tokens
+        if (text := plain.processor.tokenizer.decode([token], skip_special_tokens=True))
+    ]
 
 
 @pytest.mark.parametrize("budget", [10, 17, 1])

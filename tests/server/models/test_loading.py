@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from covervlm.server.clip.encoder import ClipEncoder
+from covervlm.server.clip.encoder.encoder import ClipEncoder
 from covervlm.server.demo import clip_path, model_path
-from covervlm.server.models.registry import Checkpoint, load_adapter
+from covervlm.server.models.checkpoint import Checkpoint, load_adapter
 
 WEIGHTS = "model.safetensors"
 

@@ -3,11 +3,11 @@ import json
 import pytest
 import torch
 
-from covervlm.pruners import PruneInput, get_pruner
-from covervlm.server.engines.base import InvalidRequest
-from covervlm.server.models.base import Kept
+from covervlm.pruners import get_pruner
+from covervlm.server.core.errors import InvalidRequest
+from covervlm.server.models.checkpoint import Checkpoint, load_adapter
 from covervlm.server.models.qwen2_5_vl import Qwen2_5_VLAdapter
-from covervlm.server.models.registry import Checkpoint, load_adapter
+from covervlm.server.selection.selector import parts_to_prune
 from tests.server.models.plain_generate import generate
 from tests.server.models.tiny_qwen import (
     IMAGE,
@@ -47,7 +47,8 @@ def test_a_checkpoint_saved_by_transformers_5_loads_the_same(tiny_qwen, adapter,
 @torch.inference_mode()
 def greedy(adapter, prompt, steps):
     """Plain greedy decoding from an assembled prompt, recomputing everything at each step."""
-    embeddings, positions, tokens, logits = prompt.embeddings, prompt.positions, [], []
+    (embeddings, positions), tokens, logits = prompt, [], []
+    positions, next_position = positions[:, :-1], int(positions[0, -1])
     for step in range(steps):
         hidden = adapter.language_model(inputs_embeds=embeddings[None], position_ids=positions[:, None])
         logits.append(adapter.lm_head(hidden.last_hidden_state[0, -1]))
@@ -55,7 +56,7 @@ def greedy(adapter, prompt, steps):
         if tokens[-1] in adapter.eos_ids:
             break
         embeddings = torch.cat([embeddings, adapter.embeddings(torch.tensor(tokens[-1:]))])
-        positions = torch.cat([positions, torch.full((3, 1), prompt.next_position + step)], dim=1)
+        positions = torch.cat([positions, torch.full((3, 1), next_position + step)], dim=1)
     return tokens, torch.stack(logits)
 
 
@@ -73,8 +74,8 @@ def test_keeping_all_tokens_equals_transformers_generate(adapter, plain_qwen, qw
     parts = PROMPTS[case](noise)
     inputs = transformers_inputs(qwen_tokenizer, parts)
     expected, expected_logits = generate(plain_qwen, inputs, 12)
-    prompt = adapter.assemble(adapter.tokenize(chat(*parts)), [Kept(image) for image in encode(adapter, parts)])
-    assert len(prompt) == inputs["input_ids"].shape[1]
+    prompt = adapter.assemble(adapter.tokenize(chat(*parts)), encode(adapter, parts))
+    assert len(prompt[0]) == inputs["input_ids"].shape[1]
     tokens, logits = greedy(adapter, prompt, 12)
     assert tokens == expected
     torch.testing.assert_close(logits, expected_logits, atol=1e-4, rtol=1e-4)
@@ -85,8 +86,8 @@ def test_the_time_between_frames_reaches_the_positions(adapter, plain_qwen, qwen
     parts = PROMPTS["clip"](noise)
     inputs = transformers_inputs(qwen_tokenizer, parts, fps)
     expected, _ = plain_qwen.model.get_rope_index(**{k: v for k, v in inputs.items() if not k.startswith("pixel")})
-    prompt = adapter.assemble(adapter.tokenize(chat(*parts)), [Kept(image) for image in encode(adapter, parts, fps)])
-    assert prompt.positions.tolist() == expected[:, 0].tolist()
+    _, positions = adapter.assemble(adapter.tokenize(chat(*parts)), encode(adapter, parts, fps))
+    assert positions[:, :-1].tolist() == expected[:, 0].tolist()
 
 
 def test_features_are_the_last_blocks_output_averaged_in_the_order_of_the_merged_tokens(adapter, plain_qwen, noise):
@@ -105,12 +106,12 @@ def test_features_are_the_last_blocks_output_averaged_in_the_order_of_the_merged
         for column in range(left, min(left + 2, width))
     ]
     [encoded] = encode(adapter, [image])
-    [region] = encoded.regions
-    assert region.grid == encoded.grid == (height, width) == (5, 7)
-    assert region.positions.tolist() == list(range(35))
+    [part] = encoded.layout.parts
+    assert part.grid == encoded.layout.grid == (height, width) == (5, 7)
+    assert part.positions.tolist() == list(range(35))
     for place, (row, column) in enumerate(in_windows):
         raster = row * int(width) + column
-        torch.testing.assert_close(region.features[raster], rows[place].mean(dim=0), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(encoded.features[raster], rows[place].mean(dim=0), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(encoded.tokens[raster], merged[place], atol=1e-5, rtol=1e-5)
 
 
@@ -121,12 +122,11 @@ def test_pruned_output_equals_a_prompt_built_by_hand(adapter, plain_qwen, qwen_t
     inputs = transformers_inputs(qwen_tokenizer, parts)
     images = encode(adapter, parts)
     text = adapter.question_embeddings(QUESTION)
-    pruner = get_pruner("mmtok", **adapter.pruner_params)
+    pruner = get_pruner("mmtok", **adapter.architecture.pruner_params)
     kept = []
     for image in images:
-        regions = [PruneInput(image.tokens[r.positions], r.features, text, grid=r.grid) for r in image.regions]
-        chosen = pruner.select(regions, 2)
-        kept.append(torch.cat([r.positions[c] for r, c in zip(image.regions, chosen, strict=True)]))
+        chosen = pruner.select(parts_to_prune(image, pruner, text, seed=0), 2)
+        kept.append(torch.cat([part.positions[c] for part, c in zip(image.layout.parts, chosen, strict=True)]))
 
     with torch.inference_mode():
         embeddings = plain_qwen.get_input_embeddings()(inputs["input_ids"][0]).clone()
@@ -152,25 +152,22 @@ def test_pruned_output_equals_a_prompt_built_by_hand(adapter, plain_qwen, qwen_t
             by_hand = torch.cat([by_hand, plain_qwen.get_input_embeddings()(out.argmax()[None])])
             by_hand_positions = torch.cat([by_hand_positions, torch.full((3, 1), next_position + step)], dim=1)
 
-    prompt = adapter.assemble(
-        adapter.tokenize(chat(*parts)), [Kept(image, places) for image, places in zip(images, kept, strict=True)]
-    )
-    assert len(prompt) == int(stays.sum()) < len(kinds)
-    assert prompt.positions.tolist() == positions[:, 0, stays].tolist()
-    assert prompt.next_position == next_position
+    prompt = adapter.assemble(adapter.tokenize(chat(*parts)), images, kept)
+    assert len(prompt[0]) == int(stays.sum()) < len(kinds)
+    assert prompt[1][:, :-1].tolist() == positions[:, 0, stays].tolist()
+    assert prompt[1][:, -1].tolist() == [next_position] * 3
     tokens, logits = greedy(adapter, prompt, 8)
     assert tokens == [int(out.argmax()) for out in expected[: len(tokens)]]
     torch.testing.assert_close(logits, torch.stack(expected[: len(tokens)]), atol=1e-4, rtol=1e-4)
 
 
-def test_a_clip_has_one_region_for_each_pair_of_frames(adapter, noise):
+def test_a_clip_has_one_part_for_each_pair_of_frames(adapter, noise):
     frames = [noise(84, 56, seed=i) for i in range(5)]
     [encoded] = encode(adapter, [frames])
-    assert len(encoded) == 3 * 6
-    assert [region.positions.tolist() for region in encoded.regions] == [
-        list(range(start, start + 6)) for start in (0, 6, 12)
-    ]
-    assert all(region.grid == (2, 3) for region in encoded.regions)
+    parts = encoded.layout.parts
+    assert encoded.layout.total == 3 * 6
+    assert [part.positions.tolist() for part in parts] == [list(range(start, start + 6)) for start in (0, 6, 12)]
+    assert all(part.grid == (2, 3) for part in parts)
     with torch.inference_mode():
         pixels, grid = clip(frames)
         merged = adapter.model.model.get_video_features(pixels, grid).pooler_output[0]
@@ -190,9 +187,8 @@ def test_batched_encoding_equals_one_by_one(adapter, noise):
     for batched, entry in zip(adapter.encode(inputs), inputs, strict=True):
         [single] = adapter.encode([entry])
         torch.testing.assert_close(batched.tokens, single.tokens, atol=1e-5, rtol=1e-5)
-        assert len(batched.regions) == len(single.regions)
-        for one, other in zip(batched.regions, single.regions, strict=True):
-            torch.testing.assert_close(one.features, other.features, atol=1e-5, rtol=1e-5)
+        assert len(batched.layout.parts) == len(single.layout.parts)
+        torch.testing.assert_close(batched.features, single.features, atol=1e-5, rtol=1e-5)
 
 
 def test_every_word_of_the_question_guides_the_selection(adapter, qwen_tokenizer):
@@ -202,19 +198,19 @@ def test_every_word_of_the_question_guides_the_selection(adapter, qwen_tokenizer
 
 
 def test_this_model_has_its_own_text_temperature(adapter):
-    assert adapter.pruner_params == {"tau_text": 0.01}
+    assert adapter.architecture.pruner_params == {"tau_text": 0.01}
 
 
 def test_there_is_no_cls_attention(adapter, noise):
-    assert not adapter.has_cls_token
+    assert not adapter.architecture.has_cls_token
     with pytest.raises(ValueError, match="no CLS token"):
         adapter.encode([adapter.preprocess(noise(56, 56))], cls_attention=True)
 
 
 @pytest.mark.parametrize("placeholder", [IMAGE, VIDEO])
-def test_a_placeholder_in_a_users_text_is_refused(adapter, noise, placeholder):
-    with pytest.raises(InvalidRequest, match="stands for an image or video"):
-        adapter.tokenize(chat(noise(56, 56), f"what is {placeholder}?"))
+def test_a_placeholder_in_a_text_is_text(adapter, noise, placeholder):
+    ids = adapter.tokenize(chat(noise(56, 56), f"what is {placeholder}?"))
+    assert len(adapter.chat.slots(ids)) == 1
 
 
 def test_an_image_too_long_for_the_processor_is_the_callers_mistake(adapter, noise):

@@ -3,15 +3,18 @@
 import asyncio
 import base64
 import io
+from dataclasses import replace
 from itertools import cycle
 
 import pytest
 import pytest_asyncio
+import torch
 from starlette.testclient import TestClient
 
 from covervlm.server import create_app
-from covervlm.server.engines.base import GenerationRequest, InvalidRequest, PruningPolicy, SamplingParams
-from covervlm.server.engines.transformers import TransformersEngine, TransformersEngineConfig
+from covervlm.server.core.errors import InvalidRequest
+from covervlm.server.core.generation import GenerationRequest, PruningPolicy, SamplingParams
+from covervlm.server.engines.embedded.engine import TransformersEngine, TransformersEngineConfig
 from covervlm.server.settings import Settings
 from tests.server.models.plain_generate import generate
 from tests.server.models.tiny_qwen import PROMPTS, QUESTION, chat, transformers_inputs
@@ -30,6 +33,10 @@ def request(parts, pruning=None) -> GenerationRequest:
     return GenerationRequest("test", chat(*parts), sampling, PruningPolicy(**pruning or {}))
 
 
+def shown(tokenizer, ids) -> list[str]:
+    return [text for token in ids if (text := tokenizer.decode([token], skip_special_tokens=True))]
+
+
 @pytest.mark.parametrize("case", PROMPTS)
 async def test_the_engine_answers_as_transformers_does(engine, plain_qwen, qwen_tokenizer, answer, noise, case):
     parts = PROMPTS[case](noise)
@@ -37,7 +44,20 @@ async def test_the_engine_answers_as_transformers_does(engine, plain_qwen, qwen_
     expected, _ = generate(plain_qwen, inputs, 10)
     got = await answer(engine, request(parts))
     assert got.prompt.prompt_tokens == inputs["input_ids"].shape[1]
-    assert got.choices[0].tokens == [qwen_tokenizer.decode([token]) for token in expected]
+    assert got.choices[0].tokens == shown(qwen_tokenizer, expected)
+
+
+@pytest.mark.parametrize("case", PROMPTS)
+async def test_the_engine_scores_a_prompt_as_transformers_does(engine, plain_qwen, qwen_tokenizer, answer, noise, case):
+    parts = PROMPTS[case](noise)
+    inputs = transformers_inputs(qwen_tokenizer, parts)
+    ids = inputs["input_ids"][0].tolist()
+    with torch.inference_mode():
+        expected = plain_qwen(**inputs).logits[0].log_softmax(-1)[range(len(ids) - 1), ids[1:]]
+    asked = request(parts)
+    got = await answer(engine, replace(asked, sampling=replace(asked.sampling, prompt_logprobs=0)))
+    assert list(got.prompt.token_ids) == ids
+    assert [entry.logprob for entry in got.prompt.logprobs[1:]] == pytest.approx(expected.tolist(), abs=2e-4)
 
 
 async def test_no_moment_of_a_clip_is_starved(engine, answer, noise):
@@ -96,6 +116,6 @@ def test_a_clip_over_http_is_answered_as_by_transformers(tiny_qwen, plain_qwen, 
     inputs = transformers_inputs(qwen_tokenizer, (frames, QUESTION), fps or 2.0)
     expected, _ = generate(plain_qwen, inputs, 10)
     tokens = [entry["token"] for entry in whole["choices"][0]["logprobs"]["content"]]
-    assert tokens == [qwen_tokenizer.decode([token]) for token in expected]
+    assert tokens == shown(qwen_tokenizer, expected)
     assert whole["usage"]["prompt_tokens"] == inputs["input_ids"].shape[1]
     assert [(image["total"], image["kept"]) for image in pruned["vision_pruning"]["images"]] == [(12, 4)]

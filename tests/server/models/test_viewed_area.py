@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from covervlm.server.demo import model_path
-from covervlm.server.models.registry import Checkpoint, load_adapter
+from covervlm.server.models.checkpoint import Checkpoint, load_adapter
 
 
 def coordinates(width, height):
@@ -23,7 +23,7 @@ def test_patches_show_what_the_box_says_they_show(checkpoint, size, tiny_llava):
     processor = adapter.chat.image_processor
     seen = inputs["pixel_values"].permute(1, 2, 0).numpy() * processor.image_std + processor.image_mean
     left, top, right, bottom = image.box
-    rows, columns = image.grid
+    rows, columns = image.layout.grid
     side, found = len(seen) // rows, 0
     for row in range(rows):
         for column in range(columns):

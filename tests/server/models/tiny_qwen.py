@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 
 import torch
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from covervlm.server.engines.base import ImagePart, Message, TextPart, VideoPart
+from covervlm.server.core.generation import ImagePart, Message, VideoPart
+from tests.server.models.byte_tokenizer import byte_tokenizer
 
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 TEMPLATE = (
@@ -49,15 +49,7 @@ def save_tiny_qwen(folder: Path, *, hidden_size: int = 64) -> None:
     hidden_size: of the language model, with four heads.
     """
     torch.manual_seed(0)
-    vocabulary = {character: i for i, character in enumerate(sorted(ByteLevel.alphabet()))}
-    tokenizer = Qwen2Tokenizer(
-        vocab=vocabulary,
-        merges=[],
-        unk_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        eos_token="<|im_end|>",
-        extra_special_tokens=SPECIALS,
-    )
+    tokenizer = byte_tokenizer(SPECIALS)
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIALS}
     unit = hidden_size // 64
     sections = [2 * unit, 3 * unit, 3 * unit]  # of half a head: time, height, width
@@ -103,7 +95,7 @@ def save_tiny_qwen(folder: Path, *, hidden_size: int = 64) -> None:
 def chat(*parts) -> tuple[Message, ...]:
     def wrap(part):
         if isinstance(part, str):
-            return TextPart(part)
+            return part
         images = part if isinstance(part, list) else [part]
         digest = hashlib.sha256(b"".join(repr(image.size).encode() + image.tobytes() for image in images)).hexdigest()
         return VideoPart(tuple(part), digest) if isinstance(part, list) else ImagePart(part, digest)

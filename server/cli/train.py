@@ -1,0 +1,127 @@
+"""Train a classifier on labelled pictures, and tell what it is worth on pictures that it has not learned from.
+
+Examples:
+
+    covervlm train birds photos/ --out birds.safetensors     (photos/wren/1.jpg, photos/robin/2.jpg, ...)
+    covervlm train birds labels.csv --method sea --url http://127.0.0.1:8000     (path,label or path,label,group)
+"""
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from covervlm.clients import Client
+from covervlm.server.cli.arguments import Taken, parameter, pictures
+from covervlm.server.cli.connect import add_server_arguments, connect
+from covervlm.server.cli.errors import USAGE, CommandError, file_errors
+from covervlm.server.clip.methods.registry import method_names
+
+
+class Labelled(NamedTuple):
+    path: Path
+    label: str
+    group: str | None = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="of the classifier; training again makes its next version")
+    parser.add_argument(
+        "examples",
+        type=Path,
+        metavar="PLACE",
+        help="a folder with a folder for each label, or a .csv of path,label[,group]",
+    )
+    methods = [*method_names("choose"), *method_names("train")]
+    parser.add_argument("--method", choices=methods, help=f"(default: {methods[0]}, the best of several)")
+    parser.add_argument(
+        "--set", nargs="*", action="extend", type=parameter, metavar="NAME=VALUE", help="parameters of the method"
+    )
+    parser.add_argument(
+        "--prior", nargs="*", action="extend", type=parameter, metavar="LABEL=SHARE", help="how often labels will come"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the hold-out and of what is random in learning")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="also write the classifier to this file")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_server_arguments(parser, clip=True)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    examples = {one.path: one for one in labelled(arguments.examples)}
+    if arguments.out is not None and not arguments.out.parent.is_dir():
+        raise CommandError(f"{arguments.out}: there is no folder {arguments.out.parent}", USAGE)
+    taken = Taken()
+    with connect(arguments) as client:
+        _, name = taken.ask(
+            list(examples), lambda some: _train(client, [examples[path] for path in some], arguments), fewest=2
+        )
+        report = client.classifiers.get(name).report
+        if arguments.out is not None:
+            with file_errors(arguments.out):
+                arguments.out.write_bytes(client.classifiers.download(name))
+    if arguments.json:
+        print(json.dumps({"classifier": name, "report": report}))
+    else:
+        print(f"{name}: {report['held_out']} pictures judged that it had not learned from")
+        print(table(report))
+        for warning in report["warnings"]:
+            print(warning, file=sys.stderr)
+    taken.end()
+
+
+def labelled(place: Path) -> list[Labelled]:
+    """The pictures of a folder, labelled by the folders in it, or those of a CSV file, whose paths begin where it lies.
+
+    Raises CommandError.
+    """
+    if place.is_dir():
+        found = [Labelled(path, path.relative_to(place).parts[0]) for path in pictures([place]) if path.parent != place]
+        if not found:
+            raise CommandError(f"{place} holds no folders of pictures; make one for each label", USAGE)
+        return found
+    with file_errors(place), place.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file)
+        if not {"path", "label"} <= set(rows.fieldnames or ()):
+            raise CommandError(f"{place}: the first line must name the columns: path,label or path,label,group", USAGE)
+        try:
+            return [Labelled(place.parent / row["path"], row["label"] or "", row.get("group")) for row in rows]
+        except (csv.Error, TypeError, UnicodeDecodeError) as error:
+            raise CommandError(f"{place}: line {rows.line_num} cannot be read: {error}", USAGE) from None
+
+
+def _train(client: Client, examples: list[Labelled], arguments: argparse.Namespace) -> str:
+    groups = [one.group for one in examples if one.group is not None]
+    job = client.classifiers.train(
+        arguments.name,
+        [one.label for one in examples],
+        [one.path for one in examples],
+        groups=groups or None,
+        ids=[str(one.path) for one in examples],
+        method=arguments.method,
+        parameters=dict(arguments.set) if arguments.set else None,
+        prior=dict(arguments.prior) if arguments.prior else None,
+        seed=arguments.seed,
+    )
+    try:
+        return client.jobs.wait(job, progress=True)
+    except KeyboardInterrupt:
+        client.jobs.cancel(job)
+        raise
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Every method that was judged, the best one first."""
+    rows = [("method", "accuracy", "95 % interval", "class mean", "worst")]
+    for one in sorted(report["compared"], key=lambda one: -one["class_mean"]):
+        method = " ".join([one["method"], *(f"{name}={value}" for name, value in one["parameters"].items())])
+        low, high = one["accuracy"]["interval"]
+        worst = f"{one['worst_group']['value']:.3f} ({one['worst_group']['name']})"
+        accuracy = f"{one['accuracy']['value']:.3f}"
+        rows.append((method, accuracy, f"{low:.3f} to {high:.3f}", f"{one['class_mean']:.3f}", worst))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]) for row in rows
+    )

@@ -1,0 +1,1 @@
+"""The dual encoder, and how many callers share it."""

@@ -1,0 +1,180 @@
+"""The encoder for many callers at once: inputs prepared in threads, batched across requests, on one model thread."""
+
+import asyncio
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from covervlm.server.clip.encoder.encoder import ClipEncoder, ForeignTokens, TextTooLong
+from covervlm.server.clip.encoder.micro_batcher import MicroBatcher
+from covervlm.server.clip.encoder.templates import check_class_names, check_templates, prompts
+from covervlm.server.core.caller import Caller
+from covervlm.server.core.errors import InvalidRequest
+from covervlm.server.core.fairness import FairTurns
+from covervlm.server.core.tasks import all_or_none, in_thread
+from covervlm.server.jobs.runner import Reporter
+
+_CACHED_CLASS_LISTS = 16
+_TEXTS_AT_ONCE = 64
+_IMAGES_AT_ONCE = 16
+_TOKENIZED_AT_ONCE = 1024
+_MOST_PROMPTS = 100_000
+_MOST_CHARACTERS = 16_000_000
+_JOB_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Unit vectors as little-endian float32 bytes, one per input, and the tokens that the texts took."""
+
+    vectors: list[bytes]
+    tokens: int
+
+
+class BatchedEncoder:
+    """Called on the event loop, except `in_batches`. Only the model's own thread runs the model."""
+
+    def __init__(
+        self, encoder: ClipEncoder, *, max_batch: int = 16, max_waiting: int = 4096, preprocess_threads: int = 2
+    ) -> None:
+        self.encoder = encoder
+        self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="clip")
+        self._turns = FairTurns(preprocess_threads)
+        self._preprocess = ThreadPoolExecutor(preprocess_threads, thread_name_prefix="clip-preprocess")
+        limits = {"max_batch": max_batch, "max_waiting": max_waiting}
+        self._pixels = MicroBatcher[Tensor, Tensor](
+            lambda pixels: list(encoder.embed_pixels(pixels)), self._model_thread, **limits
+        )
+        self._texts = MicroBatcher[list[int], Tensor](
+            lambda ids: list(encoder.embed_ids(ids)), self._model_thread, **limits
+        )
+        self._proxies: OrderedDict[tuple[str, tuple[str, ...], tuple[str, ...]], Tensor] = OrderedDict()
+
+    def close(self) -> None:
+        self._model_thread.shutdown(wait=True)
+        self._preprocess.shutdown(wait=True)
+
+    async def embed(self, caller: Caller, inputs: Mapping[str, str | list[int] | Image]) -> Embeddings:
+        """Texts, token ids and images by their places in the request, in order. Raises InvalidRequest, naming one."""
+        texts = {place: item for place, item in inputs.items() if isinstance(item, str | list)}
+        images = {place: item for place, item in inputs.items() if not isinstance(item, str | list)}
+        text_rows, tokens = await self.texts(list(texts.values()), owner=caller.owner, param=list(texts).__getitem__)
+        image_rows = await self.images(list(images.values()), caller=caller)
+        rows: dict[str, Tensor] = dict(zip(texts, text_rows, strict=True))
+        rows |= dict(zip(images, image_rows, strict=True))
+        return Embeddings([rows[place].numpy().astype("<f4").tobytes() for place in inputs], tokens)
+
+    async def images(self, images: Sequence[Image], *, caller: Caller) -> list[Tensor]:
+        """A unit vector (d,) of each image. Raises EngineOverloaded where there is no memory for the pixels."""
+        rows: list[Tensor] = []
+        # A few at a time, since their pixels, which are counted, may take a thousand times the memory of an image.
+        for start in range(0, len(images), _IMAGES_AT_ONCE):
+            part = images[start : start + _IMAGES_AT_ONCE]
+            with caller.holding(sum(self.encoder.cost(*image.size).kept for image in part)):
+                pixels = await all_or_none(self._preprocessed(image, caller) for image in part)
+                rows += await self._pixels(pixels, owner=caller.owner)
+                del pixels
+        return rows
+
+    async def _preprocessed(self, image: Image, caller: Caller) -> Tensor:
+        async with self._turns.turn(caller.owner, shares=caller.has_key):
+            with caller.holding(self.encoder.cost(*image.size).work):
+                return await in_thread(self._preprocess, self.encoder.preprocess, image)
+
+    async def texts(
+        self, texts: Sequence[str | list[int]], *, owner: str, param: Callable[[int], str]
+    ) -> tuple[list[Tensor], int]:
+        """A unit vector (d,) of each text or its token ids, and the number of tokens of all.
+
+        Raises InvalidRequest, naming `param(i)`, where text i is too long or ids are not the model's.
+        """
+        if not texts:
+            return [], 0
+        loop = asyncio.get_running_loop()
+        ids: list[list[int]] = []
+        # A long list leaves room for others between its parts.
+        for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
+            part = list(texts[start : start + _TOKENIZED_AT_ONCE])
+            try:
+                ids += await loop.run_in_executor(self._preprocess, self.encoder.tokenize, part)
+            except TextTooLong as error:
+                raise _invalid(error, param(start + error.index), code="context_length_exceeded") from None
+            except ForeignTokens as error:
+                raise _invalid(error, param(start + error.index)) from None
+        rows: list[Tensor] = []
+        for start in range(0, len(ids), _TEXTS_AT_ONCE):
+            rows += await self._texts(ids[start : start + _TEXTS_AT_ONCE], owner=owner)
+        return rows, sum(len(tokens) for tokens in ids)
+
+    async def class_proxies(self, owner: str, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """(d, K) text proxies, from a small cache in which each owner finds only what was put there for it: how long
+        an answer takes must not tell which classes others use. Raises InvalidRequest for names that make no classifier.
+        """
+        key = (owner, tuple(names), tuple(templates))
+        if key not in self._proxies:
+            sentences = await asyncio.to_thread(_prompts, names, templates, self.encoder.most_characters)
+            rows, _ = await self.texts(sentences, owner=owner, param=lambda i: f"classes[{i // len(templates)}]")
+            self._proxies[key] = await asyncio.to_thread(_means, rows, len(templates))
+            while len(self._proxies) > _CACHED_CLASS_LISTS:
+                self._proxies.popitem(last=False)
+        self._proxies.move_to_end(key)
+        return self._proxies[key]
+
+    def in_batches(
+        self,
+        encode: Callable[[Sequence[Tensor]], Tensor],
+        images: Sequence[Image],
+        report: Reporter,
+    ) -> Tensor:
+        """In a job's thread: encode images between other callers' batches, and report this as half of the job."""
+        parts = []
+        for start in range(0, len(images), _JOB_BATCH):
+            report(0.5 * start / len(images), phase="encoding", images=start)
+            pixels = [self.encoder.preprocess(image) for image in images[start : start + _JOB_BATCH]]
+            parts.append(self._model_thread.submit(functools.partial(encode, pixels)).result())
+        return torch.cat(parts)
+
+
+def image_bytes(images: Sequence[Image]) -> int:
+    """The memory that RGB images take."""
+    return sum(3 * image.width * image.height for image in images)
+
+
+def _prompts(names: Sequence[str], templates: Sequence[str], longest: int) -> list[str]:
+    """In a thread. Raises InvalidRequest, also for names and templates of more characters than a prompt may have."""
+    for param, texts in (("classes", names), ("templates", templates)):
+        for i, text in enumerate(texts):
+            if len(text) > longest:
+                message = f"The text has {len(text)} characters, more than this model can read; it may have {longest}."
+                raise InvalidRequest(message, param=f"{param}[{i}]", code="context_length_exceeded")
+    try:
+        check_class_names(names)
+    except ValueError as error:
+        raise _invalid(error, "classes") from None
+    try:
+        check_templates(templates)
+    except ValueError as error:
+        raise _invalid(error, "templates") from None
+    if len(names) * len(templates) > _MOST_PROMPTS:
+        message = f"Classes times templates may be {_MOST_PROMPTS} at most."
+        raise InvalidRequest(message, param="templates", code="invalid_value")
+    if len(templates) * sum(map(len, names)) + len(names) * sum(map(len, templates)) > _MOST_CHARACTERS:
+        message = f"All classes in all templates may have {_MOST_CHARACTERS} characters at most; send fewer or shorter."
+        raise InvalidRequest(message, param="templates", code="invalid_value")
+    return prompts(names, templates)
+
+
+def _means(rows: Sequence[Tensor], templates: int) -> Tensor:
+    """(d, K) unit columns: the mean over the templates of each class. In a thread."""
+    return normalize(torch.stack(list(rows)).unflatten(0, (-1, templates)).mean(dim=1), dim=1).T.contiguous()
+
+
+def _invalid(error: Exception, param: str, code: str = "invalid_value") -> InvalidRequest:
+    return InvalidRequest(f"{str(error)[:1].upper()}{str(error)[1:]}.", param=param, code=code)

@@ -1,0 +1,1 @@
+"""What every room of the server knows: values, errors, protocols and the caller; neither torch nor FastAPI."""

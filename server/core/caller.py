@@ -1,0 +1,212 @@
+"""Who calls the server, and how much of it they may use: one value that goes with a request from edge to engine."""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from covervlm.server.core.errors import EngineOverloaded, RateLimited
+
+ANONYMOUS = "anonymous"
+"""Owner of everything that is made without an API key."""
+MUCH = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class CallerLimits:
+    """What one owner may do; None does not limit."""
+
+    requests_per_minute: int | None = None
+    concurrent_requests: int | None = None
+    images_per_minute: int | None = None
+
+
+class InFlight:
+    """Memory of all requests in flight together: their bodies, and the images decoded out of them, in bytes.
+
+    given_back: called whenever MUCH of what was held at a time is held no more.
+    """
+
+    def __init__(self, limit: int, given_back: Callable[[], None] = lambda: None) -> None:
+        self.limit = limit
+        self.bytes = 0
+        self._most = 0
+        self._given_back = given_back
+        self.kept = 0
+        """The part of `bytes` that is held by work which outlives its request, such as a job."""
+
+    def take(self, size: int) -> None:
+        self.bytes += size
+        self._most = max(self._most, self.bytes)
+
+    def give(self, size: int) -> None:
+        self.bytes -= size
+        if self._most - self.bytes >= MUCH:
+            self._most = self.bytes
+            self._given_back()
+
+
+class Caller:
+    """The caller of one request, made by authentication; used on the event loop.
+
+    `owner` is the name under which the server files what belongs to the caller, and by which callers take turns.
+    """
+
+    def __init__(
+        self, owner: str = ANONYMOUS, *, images: "_Bucket | None" = None, memory: InFlight | None = None
+    ) -> None:
+        self.owner = owner
+        self._images = images
+        self._memory = memory
+        self._held = 0
+        self._released = False
+
+    @property
+    def has_key(self) -> bool:
+        """False where the server has no keys: all callers are then one owner, which need not leave room for others."""
+        return self.owner != ANONYMOUS
+
+    def charge_image(self) -> None:
+        """Count an image or video against the owner. Raises RateLimited."""
+        if self._images is not None:
+            self._images.take("images")
+
+    def check_room(self, size: int) -> None:
+        """Raises EngineOverloaded where requests in flight may not hold `size` more bytes."""
+        if self._memory is not None and self._memory.bytes + size > self._memory.limit:
+            limit = self._memory.limit
+            message = f"Requests in flight take up the {limit} bytes of memory that they share; try again shortly."
+            raise EngineOverloaded(message, retry_after=1)
+
+    def hold(self, size: int) -> None:
+        """Count `size` bytes of memory until the request ends. Raises EngineOverloaded where there is no room.
+
+        Raises RuntimeError once the request has ended: what is counted then would never be given back.
+        """
+        if self._released:
+            raise RuntimeError("memory was counted for a request that has ended")
+        if self._memory is not None:
+            self.check_room(size)
+            self._memory.take(size)
+            self._held += size
+
+    @contextmanager
+    def holding(self, size: int = 0) -> Iterator[Callable[[int], None]]:
+        """Count `size` bytes, and what the yielded function is told of, while the block runs. Raises as `hold` does."""
+        held = 0
+
+        def hold(more: int) -> None:
+            nonlocal held
+            self.hold(more)
+            held += more
+
+        hold(size)
+        try:
+            yield hold
+        finally:
+            if self._memory is not None and not self._released:
+                self._memory.give(held)
+                self._held -= held
+
+    def keep(self, size: int) -> Callable[[], None]:
+        """Count `size` bytes for work that outlives the request, until the returned function is called.
+
+        Raises EngineOverloaded where such work would hold more than half of the memory for requests in flight.
+        """
+        memory = self._memory
+        if memory is None:
+            return lambda: None
+        if memory.kept + size > memory.limit // 2:
+            message = f"Unfinished jobs may hold half of {memory.limit} bytes, and do; wait until one has finished."
+            raise EngineOverloaded(message, retry_after=5)
+        if size > self._held:
+            self.hold(size - self._held)
+        self._held -= size
+        memory.kept += size
+
+        def release() -> None:
+            memory.kept -= size
+            memory.give(size)
+
+        return release
+
+    def release(self) -> None:
+        """Give back all that the request holds; it has ended."""
+        if self._memory is not None and not self._released:
+            self._memory.give(self._held)
+        self._released = True
+
+    def cache_digest(self, digest: str) -> str:
+        """The key under which this owner's caches hold the image with this digest.
+
+        With API keys, owners share no cache entries: otherwise the time of an answer would reveal whether somebody
+        else has sent the same image.
+        """
+        return hashlib.sha256(f"{self.owner} {digest}".encode()).hexdigest() if self.has_key else digest
+
+
+class Callers:
+    """Every owner's use of the server, from which the callers of requests are made."""
+
+    def __init__(
+        self,
+        limits: CallerLimits | None = None,
+        memory: InFlight | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._limits = limits or CallerLimits()
+        self._memory = memory
+        self._clock = clock
+        self._used: dict[str, _Use] = {}
+
+    @contextmanager
+    def request(self, owner: str) -> Iterator[Caller]:
+        """The caller of one request, for the time that it takes. Raises RateLimited."""
+        use = self._used.setdefault(owner, _Use(self._limits, self._clock))
+        use.begin()
+        caller = Caller(owner, images=use.images, memory=self._memory)
+        try:
+            yield caller
+        finally:
+            caller.release()
+            use.running -= 1
+
+
+class _Use:
+    """What one owner has used of its limits."""
+
+    def __init__(self, limits: CallerLimits, clock: Callable[[], float]) -> None:
+        self._concurrent = limits.concurrent_requests
+        self._requests = _Bucket(limits.requests_per_minute, clock) if limits.requests_per_minute else None
+        self.images = _Bucket(limits.images_per_minute, clock) if limits.images_per_minute else None
+        self.running = 0
+
+    def begin(self) -> None:
+        if self._concurrent is not None and self.running >= self._concurrent:
+            message = f"This key may have {self._concurrent} requests at once; wait until one has ended."
+            raise RateLimited(message, retry_after=1)
+        if self._requests is not None:
+            self._requests.take("requests")
+        self.running += 1
+
+
+class _Bucket:
+    """A token bucket: holds one minute's worth, and refills evenly."""
+
+    def __init__(self, per_minute: int, clock: Callable[[], float]) -> None:
+        self._per_minute = per_minute
+        self._clock = clock
+        self._left = float(per_minute)
+        self._seen = clock()
+
+    def take(self, what: str) -> None:
+        now = self._clock()
+        self._left = min(self._per_minute, self._left + (now - self._seen) * self._per_minute / 60)
+        self._seen = now
+        if self._left < 1:
+            wait = (1 - self._left) * 60 / self._per_minute
+            message = f"This key may send {self._per_minute} {what} per minute; try again in {math.ceil(wait)} s."
+            raise RateLimited(message, retry_after=wait)
+        self._left -= 1

@@ -1,0 +1,85 @@
+"""One answer while it is decoded: its tokens become text, chunks, and in the end a reason to finish."""
+
+import math
+
+from torch import Tensor
+
+from covervlm.server.core.generation import FinishReason, GenerationChunk
+from covervlm.server.engines.detokenizer import Detokenizer
+from covervlm.server.engines.embedded.admission import Job
+from covervlm.server.engines.embedded.grammar import Constraint
+from covervlm.server.engines.embedded.sampling import Sampler, token_logprob
+from covervlm.server.models.base import Adapter
+
+
+class RunningAnswer:
+    """One choice of one request: a row of the running batch. Used by the engine's thread alone."""
+
+    def __init__(self, job: Job, choice: int, adapter: Adapter) -> None:
+        sampling = job.request.sampling
+        self.job = job
+        self.position = int(job.positions[0, -1])
+        self.last_token = -1
+        self.finish_reason: FinishReason | None = None
+        self._choice = choice
+        self._sampling = sampling
+        self.constraint = None
+        if sampling.grammar is not None and job.grammar is not None:
+            self.constraint = Constraint(sampling.grammar, job.grammar)
+        self._remaining = job.token_limit
+        self._end_ids = frozenset(sampling.stop_token_ids)
+        if self.constraint is not None or not sampling.ignore_eos:  # the end of a grammar is part of it
+            self._end_ids |= adapter.eos_ids
+        self._sampler = None
+        if not sampling.is_plain_argmax:
+            self._sampler = Sampler(sampling, job.ids, choice, end_ids=self._end_ids, banned=job.banned)
+        self._tokenizer = adapter.tokenizer
+        self._detokenizer = Detokenizer(
+            self._tokenizer,
+            sampling.stop,
+            min_tokens=sampling.min_tokens,
+            include_stop=sampling.include_stop_str_in_output,
+            specials=not sampling.skip_special_tokens,
+        )
+
+    @property
+    def live(self) -> bool:
+        return self.finish_reason is None and not self.job.cancelled
+
+    def advance(self, logits: Tensor, argmax: int, highest: float) -> GenerationChunk:
+        """Choose the next token, and return the chunk that it makes.
+
+        logits: (V,) float32 on the CPU, with -inf where the grammar allows nothing. argmax, highest: of these logits.
+        Raises FloatingPointError where they are not finite, and EngineError where the grammar or sampling fails.
+        """
+        if self.constraint is not None:
+            self.constraint.check()
+        if not math.isfinite(highest):
+            raise FloatingPointError
+        token = argmax if self._sampler is None else self._sampler.sample(logits)
+        self.last_token = token
+        self._remaining -= 1
+        sampling = self._sampling
+        ended = token in self._end_ids
+        shown = not ended or sampling.include_stop_str_in_output
+        logprob = token_logprob(logits, token, sampling.top_logprobs, self._tokenizer) if sampling.logprobs else None
+        text = self._detokenizer.feed(token, logprob) if shown else ""
+        if self.constraint is not None and not ended:
+            self.constraint.take(token)
+            ended = self.constraint.complete
+        if ended or self._detokenizer.stopped:
+            self.finish_reason = "stop"
+        elif self._remaining == 0:
+            self.finish_reason = "length"
+        if self.finish_reason and not self._detokenizer.stopped:
+            text += self._detokenizer.flush()
+        logprobs = self._detokenizer.logprobs(ended=self.finish_reason is not None)
+        return GenerationChunk(
+            self._choice,
+            text,
+            1,
+            logprobs,
+            self.finish_reason,
+            token_ids=(token,),
+            stop_string=self._detokenizer.stopped,
+        )

@@ -1,0 +1,151 @@
+"""The next token of one sequence, by transformers' own logits processors and a generator of its own."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
+    MinPLogitsWarper,
+    PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from covervlm.server.core.errors import EngineError
+from covervlm.server.core.generation import SamplingParams, TokenLogprob
+from covervlm.server.engines.detokenizer import vocabulary_of
+
+
+class OccurrencePenalty(LogitsProcessor):
+    """OpenAI's presence and frequency penalties: subtract from the logits of tokens generated so far.
+
+    A token that occurred c > 0 times in the completion loses presence + c * frequency.
+    """
+
+    def __init__(self, prompt_length: int, presence: float, frequency: float) -> None:
+        self.prompt_length = prompt_length
+        self.presence = presence
+        self.frequency = frequency
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        generated = input_ids[:, self.prompt_length :]
+        counts = torch.zeros_like(scores).scatter_add_(1, generated, torch.ones_like(generated, dtype=scores.dtype))
+        return scores - self.presence * (counts > 0) - self.frequency * counts
+
+
+class Bans(LogitsProcessor):
+    """vLLM's bad words: rules out every token that would complete one of the sequences within the completion."""
+
+    def __init__(self, prompt_length: int, sequences: Sequence[Sequence[int]]) -> None:
+        self.prompt_length = prompt_length
+        self.sequences = [list(sequence) for sequence in sequences]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        generated = input_ids[0, self.prompt_length :].tolist()
+        banned = [s[-1] for s in self.sequences if len(s) == 1 or generated[1 - len(s) :] == s[:-1]]
+        return scores.index_fill(1, torch.tensor(banned, dtype=torch.long), -torch.inf)
+
+
+class Bias(LogitsProcessor):
+    """OpenAI's logit_bias: added to the logits of some tokens."""
+
+    def __init__(self, bias: Mapping[int, float]) -> None:
+        self.tokens = torch.tensor(list(bias), dtype=torch.long)
+        self.values = torch.tensor(list(bias.values()))
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return scores.index_add(1, self.tokens, self.values[None])
+
+
+class Sampler:
+    """Chooses the tokens of one choice of one request, whatever else is in the batch.
+
+    Where `SamplingParams.is_plain_argmax` holds, the batch's argmax is the token, and no sampler is needed.
+    `prompt_ids` are the text tokens of the prompt, which the repetition penalty counts. Choice i of a seeded request
+    draws from the seed plus i. `end_ids`: what `min_tokens` holds back. `banned`: bad words as tokens.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        choice: int,
+        *,
+        end_ids: Collection[int] = (),
+        banned: Sequence[Sequence[int]] = (),
+    ) -> None:
+        self._greedy = params.greedy
+        self._processors = _processors(params, len(prompt_ids), end_ids, banned)
+        self._ids = list(prompt_ids)
+        self._generator = torch.Generator()
+        if params.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed((params.seed + choice) % 2**63)
+
+    def sample(self, logits: Tensor) -> int:
+        """Choose from logits (V,), float32 on the CPU, and remember the choice."""
+        scores = logits[None]
+        if self._processors:
+            scores = self._processors(torch.LongTensor([self._ids]), scores)
+        if scores.max() == -torch.inf:
+            raise EngineError(
+                "No token is left to continue the answer with; change bad_words, logit_bias, min_tokens or the grammar."
+            )
+        if self._greedy:
+            token = int(scores.argmax())
+        else:
+            token = int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))
+        self._ids.append(token)
+        return token
+
+
+def _processors(
+    params: SamplingParams, prompt_length: int, end_ids: Collection[int], banned: Sequence[Sequence[int]]
+) -> LogitsProcessorList:
+    """Bans and biases first, then penalties, then temperature, then the truncations, as vLLM orders them."""
+    chain = LogitsProcessorList()
+    if banned:
+        chain.append(Bans(prompt_length, banned))
+    if params.min_tokens and end_ids:
+        chain.append(MinNewTokensLengthLogitsProcessor(prompt_length, params.min_tokens, list(end_ids)))
+    if params.logit_bias:
+        chain.append(Bias(params.logit_bias))
+    if params.repetition_penalty != 1:
+        chain.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
+    if params.presence_penalty or params.frequency_penalty:
+        chain.append(OccurrencePenalty(prompt_length, params.presence_penalty, params.frequency_penalty))
+    if params.greedy:
+        return chain
+    if params.temperature != 1:
+        chain.append(TemperatureLogitsWarper(params.temperature))
+    if params.min_p > 0:
+        chain.append(MinPLogitsWarper(params.min_p))
+    if params.top_k > 0:
+        chain.append(TopKLogitsWarper(params.top_k))
+    if params.top_p < 1:
+        chain.append(TopPLogitsWarper(params.top_p))
+    return chain
+
+
+def bad_words(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Each word as tokens, as it is spelt at the beginning of a text and, where that differs, after a space.
+
+    vLLM leaves the second out where it has more or fewer tokens than the first, and then the word can appear.
+    """
+    spelt = [tokenizer.encode(space + word.lstrip(), add_special_tokens=False) for word in words for space in ("", " ")]
+    return [list(sequence) for sequence in dict.fromkeys(map(tuple, spelt)) if sequence]
+
+
+def token_logprob(logits: Tensor, token: int, top: int, tokenizer: PreTrainedTokenizerBase) -> TokenLogprob:
+    """Log probabilities under the model and the grammar, before penalties and temperature, as vLLM reports them."""
+    logprobs = logits.log_softmax(-1)
+    vocabulary = vocabulary_of(tokenizer)
+    best = logprobs.topk(min(top, len(logprobs))).indices.tolist() if top else []
+    alternatives = tuple(vocabulary.entry(index, float(logprobs[index])) for index in best)
+    return vocabulary.entry(token, float(logprobs[token]), alternatives)

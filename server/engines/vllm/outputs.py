@@ -1,0 +1,96 @@
+"""Translates sampling parameters for vLLM, and vLLM's outputs into chunks."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from vllm import SamplingParams as VllmSamplingParams
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+from covervlm.server.core.errors import EngineError
+from covervlm.server.core.generation import FinishReason, GenerationChunk, SamplingParams, TokenLogprob
+from covervlm.server.core.grammar import Grammar
+from covervlm.server.engines.detokenizer import Detokenizer, vocabulary_of
+
+_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+
+
+def sampling_params(params: SamplingParams, limit: int) -> VllmSamplingParams:
+    """limit: the most tokens to generate. Our parameters have vLLM's names, except for the count of alternatives."""
+    named = {name: value for name, value in vars(params).items() if name not in ("top_logprobs", "grammar")}
+    named["max_tokens"] = limit
+    named["min_tokens"] = min(params.min_tokens, limit)
+    for name in ("stop", "stop_token_ids", "bad_words"):
+        named[name] = list(named[name])
+    named["logit_bias"] = dict(params.logit_bias) or None
+    named["logprobs"] = params.top_logprobs if params.logprobs else None
+    named["structured_outputs"] = None if params.grammar is None else _structured_outputs(params.grammar)
+    return VllmSamplingParams(**named, detokenize=bool(params.stop), output_kind=RequestOutputKind.DELTA)
+
+
+def _structured_outputs(grammar: Grammar) -> StructuredOutputsParams:
+    if grammar.kind == "choice":
+        return StructuredOutputsParams(choice=json.loads(grammar.text))
+    if grammar.kind == "json" and grammar.lenient:
+        schema = json.loads(grammar.text) | {"x-guidance": {"lenient": True, "coerce_one_of": True}}
+        return StructuredOutputsParams(json=json.dumps(schema))
+    return StructuredOutputsParams(**{"grammar" if grammar.kind == "tools" else grammar.kind: grammar.text})
+
+
+class Chunks:
+    """Turns vLLM's outputs for one request into chunks.
+
+    vLLM says which tokens there are and when they end. They become text as in the transformers engine, so that texts
+    and log probabilities agree byte by byte: vLLM itself writes bytes that form no character in another way.
+    """
+
+    def __init__(self, params: SamplingParams, tokenizer: Any) -> None:
+        self._params = params
+        self._vocabulary = vocabulary_of(tokenizer)
+        self._choices = [
+            Detokenizer(
+                tokenizer,
+                params.stop,
+                min_tokens=params.min_tokens,
+                include_stop=params.include_stop_str_in_output,
+                specials=not params.skip_special_tokens,
+            )
+            for _ in range(params.n)
+        ]
+
+    def of(self, output: Any) -> Iterator[GenerationChunk]:
+        """A chunk for every choice that got tokens in one step of vLLM."""
+        for choice in output.outputs:
+            reason = choice.finish_reason
+            if reason is not None and reason not in _REASONS:
+                raise EngineError("The engine abandoned this answer; send the request again.")
+            detokenizer = self._choices[choice.index]
+            text = "".join(self._pieces(choice, detokenizer))
+            if reason is not None and not detokenizer.stopped:
+                text += detokenizer.flush()
+            yield GenerationChunk(
+                index=choice.index,
+                text=text,
+                tokens=len(choice.token_ids),
+                logprobs=detokenizer.logprobs(ended=reason is not None),
+                finish_reason=None if reason is None else _REASONS[reason],
+                token_ids=tuple(choice.token_ids),
+                stop_string=detokenizer.stopped,
+            )
+
+    def _pieces(self, choice: Any, detokenizer: Detokenizer) -> Iterator[str]:
+        tokens = list(choice.token_ids)
+        ended = choice.finish_reason == "stop" and not isinstance(choice.stop_reason, str)
+        if ended and not self._params.include_stop_str_in_output:
+            tokens.pop()  # the token that ended the answer does not belong to its text
+        for place, token in enumerate(tokens):
+            if detokenizer.stopped:
+                return
+            logprob = self._logprob(token, choice.logprobs[place]) if self._params.logprobs else None
+            yield detokenizer.feed(token, logprob)
+
+    def _logprob(self, token: int, step: Any) -> TokenLogprob:
+        """step: vLLM's entries of one position by token id, the chosen one among them."""
+        best = sorted(step, key=lambda index: -step[index].logprob)[: self._params.top_logprobs]
+        top = tuple(self._vocabulary.entry(index, float(step[index].logprob)) for index in best)
+        return self._vocabulary.entry(token, float(step[token].logprob), top)

@@ -1,0 +1,1 @@
+"""Limits on callers: API keys, host names, and the budget of vision tokens under load."""

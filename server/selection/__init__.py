@@ -1,0 +1,1 @@
+"""What both engines share: budgets, guiding words, tower outputs seen before, the selection itself."""

@@ -1,0 +1,175 @@
+"""A request's pruning policy applied to its images: guiding text, budgets to counts, counts to kept positions."""
+
+import time
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from weakref import WeakKeyDictionary
+
+from torch import Tensor
+
+from covervlm.pruners import PruneInput, Pruner, get_pruner, pruner_names
+from covervlm.pruners.registry import nested_pruner_names
+from covervlm.server.core.errors import InvalidRequest
+from covervlm.server.core.generation import GenerationRequest, Guide, ImageReport, PruningPolicy
+from covervlm.server.models.base import ImageTokens
+
+
+def methods_for(has_cls_token: bool) -> tuple[str, ...]:
+    """Names of the methods that work on a vision tower with or without a CLS token."""
+    return tuple(name for name in pruner_names() if has_cls_token or not get_pruner(name).uses_cls_attention)
+
+
+def pruner_for(policy: PruningPolicy, params: Mapping[str, float], *, has_cls_token: bool = True) -> Pruner:
+    """The policy's method with the architecture's parameters; InvalidRequest where it cannot do what is asked."""
+    try:
+        pruner = get_pruner(policy.method, **params)
+    except ValueError as error:
+        raise InvalidRequest(str(error), param="vision_pruning.method") from None
+    if pruner.uses_cls_attention and not has_cls_token:
+        raise InvalidRequest(
+            f"{policy.method} needs a vision tower with a CLS token, which this model lacks; "
+            f"choose one of {', '.join(methods_for(has_cls_token))}.",
+            param="vision_pruning.method",
+        )
+    if policy.coverage is not None and not pruner.nested:
+        raise InvalidRequest(
+            f"{policy.method} picks tokens in no order, so it has no smallest set that reaches a coverage; "
+            f"use keep_tokens or keep_ratio, or one of {', '.join(nested_pruner_names())}.",
+            param="vision_pruning.coverage",
+        )
+    return pruner
+
+
+def guiding_text(request: GenerationRequest) -> str:
+    """The text whose words guide the selection: the policy's own `question`, or the user's by its `guide`."""
+    policy = request.pruning
+    if policy.question is not None:
+        return f"{policy.question}\n{request.hint}" if policy.guide == "agent" else policy.question
+    turns = [message.text for message in request.messages if message.role == "user"]
+    return text_of_turns(policy.guide, turns, request.hint)
+
+
+def text_of_turns(guide: Guide, turns: Sequence[str], hint: str = "") -> str:
+    """The guiding text out of the user's turns; hint: what an agent said."""
+    if not turns:
+        return ""
+    match guide:
+        case "last_user":
+            return turns[-1]
+        case "first_user":
+            return turns[0]
+        case "all_user":
+            return "\n".join(turns)
+        case "agent":
+            return f"{turns[-1]}\n{hint}"
+        case "none":
+            return ""
+
+
+def budget_of(policy: PruningPolicy, image: int, images: int, total: int) -> int:
+    """How many of an image's `total` tokens the policy keeps: at least 1, at most all.
+
+    A ratio rounds to the nearest count. Raises InvalidRequest where a list of counts does not match the images.
+    """
+    if policy.keep_tokens is not None:
+        counts = policy.keep_tokens
+        if not isinstance(counts, int):
+            if len(counts) != images:
+                raise InvalidRequest(
+                    f"keep_tokens lists {len(counts)} counts for {images} images; give one per image, or one number.",
+                    param="vision_pruning.keep_tokens",
+                )
+            counts = counts[image]
+        return min(counts, total)
+    if policy.keep_ratio is not None:
+        return max(1, round(policy.keep_ratio * total))
+    return total
+
+
+def parts_to_prune(image: ImageTokens, pruner: Pruner, text: Tensor | None, seed: int) -> list[PruneInput]:
+    """What a method sees of every part of an image; text: (m, d) embeddings of the guiding words, if it reads any."""
+    inputs = []
+    for number, part in enumerate(image.layout.parts):
+        device = image.tokens.device
+        # Rows ascend, so that a part with all of them is the image as it stands, and nothing is copied.
+        rows = slice(None) if len(part.rows) == len(image.tokens) else part.rows.to(device)
+        attention = image.cls_attention if pruner.uses_cls_attention else None
+        inputs.append(
+            PruneInput(
+                tokens=image.tokens[rows],
+                features=image.features[rows],
+                text=text,
+                allowed=None if part.allowed is None else part.allowed.to(device),
+                grid=part.grid,
+                cls_attention=None if attention is None else attention[rows],
+                # Crops of equal size would otherwise all get the same random pattern.
+                seed=seed + number,
+            )
+        )
+    return inputs
+
+
+class Selector:
+    """Applies policies to images, and remembers the selections that no question can change.
+
+    Those are of methods that do not read the text, and of requests without guiding words; they live as long as the
+    image's tower outputs do. Used by one thread.
+    """
+
+    def __init__(self) -> None:
+        self._remembered: WeakKeyDictionary[ImageTokens, dict[Hashable, tuple[Tensor, float]]] = WeakKeyDictionary()
+
+    def select(
+        self, policy: PruningPolicy, pruner: Pruner, images: Sequence[ImageTokens], text: Tensor | None, seed: int = 0
+    ) -> tuple[list[Tensor | None], list[ImageReport]]:
+        """For every image of one request, the positions to keep, (k,) int64 ascending on the CPU, or None for all.
+
+        text: (m, d) embeddings of the guiding words, or None. A budget that covers an image leaves it exactly unpruned.
+        An image of several parts spreads its budget evenly over them, at least one token each.
+        """
+        if not pruner.uses_text or text is None or not len(text):
+            text = None
+        kept: list[Tensor | None] = []
+        reports = []
+        for i, image in enumerate(images):
+            started = time.perf_counter()
+            layout = image.layout
+            budget = budget_of(policy, i, len(images), layout.prunable)
+            if not policy.prunes or (policy.coverage is None and budget >= layout.prunable):
+                positions = None
+                report = ImageReport(total=layout.total, kept=layout.total, method="none", coverage=1.0)
+            else:
+                positions, coverage = self._positions(policy, pruner, image, budget, text, seed)
+                elapsed = (time.perf_counter() - started) * 1e3
+                report = ImageReport(layout.total, len(positions), policy.method, coverage, milliseconds=elapsed)
+            if policy.return_indices:
+                indices = range(layout.total) if positions is None else positions.tolist()
+                report = replace(report, indices=tuple(indices), grid=layout.grid, box=image.box)
+            kept.append(positions)
+            reports.append(report)
+        return kept, reports
+
+    def _positions(
+        self, policy: PruningPolicy, pruner: Pruner, image: ImageTokens, budget: int, text: Tensor | None, seed: int
+    ) -> tuple[Tensor, float]:
+        """Kept positions, and the mean coverage of the image's parts."""
+        if text is not None:
+            return _choose(policy, pruner, image, budget, text, seed)
+        of_image = self._remembered.setdefault(image, {})
+        key = (pruner, budget, policy.coverage, policy.min_tokens, policy.max_tokens, seed)
+        if key not in of_image:
+            of_image[key] = _choose(policy, pruner, image, budget, None, seed)
+        return of_image[key]
+
+
+def _choose(
+    policy: PruningPolicy, pruner: Pruner, image: ImageTokens, budget: int, text: Tensor | None, seed: int
+) -> tuple[Tensor, float]:
+    inputs, share = parts_to_prune(image, pruner, text, seed), image.layout.share
+    if policy.coverage is None:
+        selections = pruner.choose(inputs, share(budget))
+    else:
+        low, high = (None if bound is None else share(bound) for bound in (policy.min_tokens, policy.max_tokens))
+        selections = pruner.choose_for_coverage(inputs, policy.coverage, min_tokens=low, max_tokens=high)
+    positions = image.layout.positions([selection.indices.cpu() for selection in selections])
+    return positions, sum(selection.coverage for selection in selections) / len(selections)

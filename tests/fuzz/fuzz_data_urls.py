@@ -1,0 +1,27 @@
+"""Data URLs and bare base64: refused in words, or the very bytes that Python's own decoder makes of them."""
+
+import base64
+import re
+from urllib.parse import unquote
+
+from covervlm.server.core.errors import InvalidRequest
+from covervlm.server.media.data_urls import image_bytes
+
+TRACED = ("covervlm.server.media.data_urls",)
+MOST = 2048
+LONGEST_MESSAGE = 400
+
+
+def target(data: bytes) -> None:
+    url = data.decode(errors="replace")
+    try:
+        found = image_bytes(url, MOST)
+    except InvalidRequest as refused:
+        assert refused.code in ("invalid_image", "image_too_large")
+        assert str(refused).isprintable()
+        assert len(str(refused)) < LONGEST_MESSAGE
+        return
+    assert 0 < len(found) <= MOST
+    encoded = url.partition(",")[2] if ":" in url else url
+    bare = unquote(re.sub(r"[ \t\r\n]", "", encoded)).translate({45: "+", 95: "/", 10: None}).rstrip("=")
+    assert found == base64.b64decode(bare + "==")

@@ -1,0 +1,57 @@
+"""What requests have let go of is seen by the system again."""
+
+import asyncio
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from covervlm.server.core.caller import MUCH, Callers, InFlight
+from covervlm.server.limits import freed
+from covervlm.server.limits.freed import FreedMemory
+
+SECONDS = 20
+
+
+def resident():
+    return 1024 * int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+async def test_pages_that_lie_free_between_used_ones_go_back(monkeypatch):
+    monkeypatch.setattr(freed, "_SECONDS", 0.0)
+    give_back = FreedMemory()
+    if give_back._trim is None:
+        pytest.skip("the C library cannot return free pages")
+    blocks = [np.ones(100_000, np.uint8) for _ in range(2000)]  # below the size that has pages of its own
+    kept = blocks[::100]
+    full = resident()
+    del blocks
+    give_back()
+    async with asyncio.timeout(SECONDS):
+        while resident() > full - 150_000_000:
+            await asyncio.sleep(0.01)
+    assert len(kept) == 20
+
+
+async def test_many_releases_are_one_trim_and_the_next_ones_another(monkeypatch):
+    monkeypatch.setattr(freed, "_SECONDS", 0.0)
+    give_back, trimmed = FreedMemory(), []
+    give_back._trim = trimmed.append
+    for number in (1, 2):
+        for _ in range(5):
+            give_back()
+        async with asyncio.timeout(SECONDS):
+            while len(trimmed) < number:
+                await asyncio.sleep(0)
+    assert trimmed == [0, 0]
+
+
+@pytest.mark.parametrize(("sizes", "told"), [([MUCH], 1), ([MUCH - 1], 0), ([MUCH // 2] * 5, 0), ([2 * MUCH] * 3, 3)])
+def test_it_is_told_when_much_of_what_was_held_at_a_time_is_released(sizes, told):
+    calls = []
+    callers = Callers(memory=InFlight(10 * MUCH, lambda: calls.append(0)))
+    for size in sizes:
+        with callers.request("a") as caller:
+            caller.hold(size)
+    assert len(calls) == told

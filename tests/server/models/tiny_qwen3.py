@@ -1,0 +1,129 @@
+"""A tiny Qwen3-VL checkpoint, and what transformers itself makes of prompts with images."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from tests.server.models.byte_tokenizer import byte_tokenizer
+from tests.server.models.tiny_qwen import SPECIALS, TEMPLATE
+
+QUESTION = "Which color does the star have?"
+DEPTH = [0, 2]  # layers of the tower that are handed to the language model's first layers
+PROMPTS = {
+    "no image": lambda noise: (QUESTION,),
+    "one image": lambda noise: (noise(160, 96), QUESTION),
+    "odd grid": lambda noise: (noise(224, 160), QUESTION),
+    "tiny image": lambda noise: (noise(1, 1), QUESTION),
+    "two images": lambda noise: (noise(100, 60), "then", noise(60, 170, seed=1), QUESTION),
+    "adjacent images": lambda noise: (noise(100, 60), noise(60, 170, seed=1)),
+}
+
+
+def save_tiny_qwen3(folder: Path, *, hidden_size: int = 64) -> None:
+    """Random weights, patches of 16, three layers of which two are language layers' too; four heads of 16 or more."""
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer(SPECIALS)
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIALS}
+    unit = hidden_size // 64
+    config = Qwen3VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": hidden_size,
+            "head_dim": 16 * unit,
+            "intermediate_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 2048,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [4 * unit, 2 * unit, 2 * unit],
+                "mrope_interleaved": True,
+            },
+            "initializer_range": 0.3,
+            "eos_token_id": ids["<|im_end|>"],
+            "bos_token_id": None,
+        },
+        vision_config={
+            "depth": 3,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "out_hidden_size": hidden_size,
+            "num_position_embeddings": 36,
+            "deepstack_visual_indexes": DEPTH,
+            "initializer_range": 0.3,
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )
+    model = Qwen3VLForConditionalGeneration(config)
+    model.generation_config.eos_token_id = ids["<|im_end|>"]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    image_processor().save_pretrained(folder)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+
+
+def image_processor() -> Qwen2VLImageProcessorPil:
+    return Qwen2VLImageProcessorPil(
+        patch_size=16,
+        min_pixels=32 * 32 * 2,
+        max_pixels=32 * 32 * 64,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+
+
+def inputs_of(model, tokenizer, parts):
+    """What transformers' own processor would feed the model, put together without it: it needs torchvision."""
+    text, pixels, grids = "<|im_start|>user\n", [], []
+    for part in parts:
+        if not isinstance(part, str):
+            seen = image_processor()(part, return_tensors="pt")
+            pixels.append(seen.pixel_values)
+            grids.append(seen.image_grid_thw)
+            part = "<|vision_start|>" + "<|image_pad|>" * (len(seen.pixel_values) // 4) + "<|vision_end|>"
+        text += part
+    ids = torch.tensor([tokenizer(text + "<|im_end|>\n<|im_start|>assistant\n").input_ids])
+    kinds = (ids == model.config.image_token_id).int()
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": kinds}
+    return inputs | ({"pixel_values": torch.cat(pixels), "image_grid_thw": torch.cat(grids)} if pixels else {})
+
+
+@torch.inference_mode()
+def pruned_by_hand(model, tokenizer, parts, inputs, stays, steps):
+    """Greedy decoding of the prompt without the tokens that do not stay; positions and deeper features stay theirs."""
+    ids, kinds = inputs["input_ids"][0], inputs["mm_token_type_ids"][0].bool()
+    seen = model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
+    embeddings = model.get_input_embeddings()(ids).clone()
+    embeddings[kinds] = torch.cat(seen.pooler_output)
+    positions, _ = model.model.get_rope_index(
+        inputs["input_ids"], inputs["mm_token_type_ids"], image_grid_thw=inputs["image_grid_thw"]
+    )
+    following = int(positions.max()) + 1
+    embeddings, positions, of_vision = embeddings[stays], positions[:, 0, stays], kinds[stays]
+    # Older releases leave the images' features together.
+    layers = [layer if isinstance(layer, torch.Tensor) else torch.cat(layer) for layer in seen.deepstack_features]
+    deeper = [layer[stays[kinds]] for layer in layers]
+    assert len(deeper) == len(DEPTH)
+    tokens, logits = [], []
+    for step in range(steps):
+        hidden = model.model.language_model(
+            inputs_embeds=embeddings[None],
+            position_ids=positions[:, None],
+            visual_pos_masks=of_vision[None],
+            deepstack_visual_embeds=deeper,
+        ).last_hidden_state
+        logits.append(model.lm_head(hidden[0, -1]))
+        tokens.append(int(logits[-1].argmax()))
+        embeddings = torch.cat([embeddings, model.get_input_embeddings()(torch.tensor(tokens[-1:]))])
+        positions = torch.cat([positions, torch.full((3, 1), following + step)], dim=1)
+        of_vision = torch.cat([of_vision, torch.zeros(1, dtype=torch.bool)])
+    return tokens, torch.stack(logits)

@@ -1,0 +1,39 @@
+"""What `covervlm serve` does to its process."""
+
+import asyncio
+import gc
+import socket
+import time
+
+from covervlm.server.serving import bind, spare_what_is_loaded
+from covervlm.server.settings import Settings
+
+
+async def test_answers_on_a_connection_that_is_kept_do_not_wait_for_an_acknowledgement():
+    accepted = asyncio.get_running_loop().create_future()
+
+    def connected(reader, writer):
+        accepted.set_result(writer)
+
+    async with await asyncio.start_server(connected, sock=bind(Settings(port=0))) as server:
+        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+        served = (await accepted).get_extra_info("socket")
+        assert served.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        writer.close()
+
+
+def test_full_collections_do_not_walk_what_was_loaded():
+    loaded = [[i] for i in range(1_000_000)]
+
+    def collection():
+        begun = time.perf_counter()
+        gc.collect()
+        return time.perf_counter() - begun
+
+    try:
+        before = collection()
+        spare_what_is_loaded()
+        assert len(gc.get_objects()) < len(loaded)
+        assert collection() < before / 2
+    finally:
+        gc.unfreeze()

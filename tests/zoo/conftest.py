@@ -1,0 +1,113 @@
+"""The zoo's checkpoints on disk, and each as transformers alone runs it."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from tests.zoo.checkpoints import ZOO
+from tests.zoo.templates import QWEN
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """One checkpoint of the zoo, and transformers' own view of it."""
+
+    name: str
+    path: Path
+
+    @cached_property
+    def model(self) -> Any:
+        return AutoModelForImageTextToText.from_pretrained(self.path, dtype=torch.float32).eval()
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return AutoTokenizer.from_pretrained(self.path)
+
+    @cached_property
+    def processor(self) -> Any:
+        return AutoProcessor.from_pretrained(self.path)
+
+    @property
+    def eos_ids(self) -> set[int]:
+        ids = self.model.generation_config.eos_token_id
+        return {ids} if isinstance(ids, int) else set(ids)
+
+    def inputs(self, question: str, images: Sequence[Image.Image] = ()) -> dict[str, Any]:
+        """What transformers' own processor feeds the model: the images first, then the question."""
+        content = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
+        chat = [{"role": "user", "content": content}]
+        if "qwen" in self.name:
+            return self._qwen_inputs(chat, images)
+        text = self.processor.apply_chat_template(chat, add_generation_prompt=True)
+        return dict(
+            self.processor(images=list(images) or None, text=text, return_tensors="pt", add_special_tokens=True)
+        )
+
+    def _qwen_inputs(self, chat: list[dict[str, Any]], images: Sequence[Image.Image]) -> dict[str, Any]:
+        """Put together without transformers' processor, which needs torchvision."""
+        text = self.tokenizer.apply_chat_template(chat, chat_template=QWEN, add_generation_prompt=True, tokenize=False)
+        vision = AutoImageProcessor.from_pretrained(self.path)(list(images), return_tensors="pt") if images else {}
+        for grid in vision.get("image_grid_thw", []):
+            text = text.replace("<|image_pad|>", "<|placeholder|>" * (int(grid.prod()) // 4), 1)
+        ids = torch.tensor([self.tokenizer(text.replace("<|placeholder|>", "<|image_pad|>")).input_ids])
+        kinds = (ids == self.model.config.image_token_id).long()
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": kinds, **vision}
+
+    @torch.inference_mode()
+    def generate(self, question: str, images: Sequence[Image.Image] = (), *, tokens: int = 12) -> list[int]:
+        """transformers' greedy answer, by the model alone: no penalty of its generation config."""
+        inputs = self.inputs(question, images)
+        config = copy.deepcopy(self.model.generation_config)
+        config.update(do_sample=False, temperature=1.0, repetition_penalty=1.0, max_new_tokens=tokens)
+        out = self.model.generate(**inputs, generation_config=config)
+        return out[0, inputs["input_ids"].shape[1] :].tolist()
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What the tokenizer makes of an answer after a prompt that ends in a letter."""
+        before = self.tokenizer("ANT", add_special_tokens=False).input_ids
+        start, whole = (
+            self.tokenizer.backend_tokenizer.decode(part, skip_special_tokens=True)
+            for part in (before, [*before, *ids])
+        )
+        return whole[len(start) :]
+
+
+@pytest.fixture(scope="session")
+def specimens(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Specimen]:
+    """A checkpoint of the zoo by name, made once a session."""
+    made: dict[str, Specimen] = {}
+
+    def get(name: str) -> Specimen:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            ZOO[name].save(folder)
+            made[name] = Specimen(name, folder)
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="session", params=ZOO)
+def specimen(request: pytest.FixtureRequest, specimens: Callable[[str], Specimen]) -> Specimen:
+    return specimens(request.param)
+
+
+@pytest.fixture(scope="session")
+def blocks() -> Callable[..., Image.Image]:
+    """A reproducible picture of random blocks: blocks(width, height, seed)."""
+
+    def make(width: int, height: int, seed: int = 0) -> Image.Image:
+        colors = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        return Image.fromarray(colors).resize((width, height), Image.Resampling.BILINEAR)
+
+    return make

@@ -1,0 +1,142 @@
+"""Calls of functions with the vocabularies and templates of real checkpoints, through the API."""
+
+import base64
+import io
+import json
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+from jsonschema import Draft202012Validator
+from starlette.testclient import TestClient
+from transformers import AutoTokenizer
+
+from covervlm.server import create_app
+from covervlm.server.engines.embedded.engine import TransformersEngine, TransformersEngineConfig
+from covervlm.server.settings import Settings
+from tests.zoo.checkpoints import ZOO
+from tests.zoo.templates import QWEN_3
+
+PARAMETERS = {
+    "type": "object",
+    "properties": {"at": {"enum": ["top", "left"]}, "zoom": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "required": ["at", "zoom"],
+    "additionalProperties": False,
+}
+LOOK = {"type": "function", "function": {"name": "look", "description": "Looks closely.", "parameters": PARAMETERS}}
+RESULTS = {"c1": "Es gibt 3 Äpfel.", "c2": '{"found": "<tool_call>"}'}
+
+
+def call(id, arguments):
+    return {"id": id, "type": "function", "function": {"name": "look", "arguments": json.dumps(arguments)}}
+
+
+TURNS = [
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [call("c1", {"at": "top", "zoom": 2}), call("c2", {"at": "é"})],
+    },
+    *({"role": "tool", "tool_call_id": id, "content": said} for id, said in RESULTS.items()),
+    {"role": "assistant", "content": "Three."},
+]
+
+
+@contextmanager
+def served(path, **settings):
+    engine = TransformersEngine(TransformersEngineConfig(str(path), threads=1))
+    with TestClient(create_app(Settings(served_model_name="zoo", **settings), engine)) as client:
+        yield engine, client
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("qwen3")
+    replace(ZOO["qwen2.5-vl"], template=QWEN_3).save(folder)
+    return folder
+
+
+@pytest.fixture
+def question(blocks):
+    buffer = io.BytesIO()
+    blocks(112, 112).save(buffer, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is on top?"}]
+    return {"role": "user", "content": content}
+
+
+def ask(client, *messages, **fields):
+    body = {"model": "zoo", "messages": messages, "max_completion_tokens": 200, "temperature": 1.5, "seed": 1} | fields
+    response = client.post("/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0]
+
+
+def check_calls(choice, *, most=None):
+    calls = choice["message"]["tool_calls"]
+    assert choice["message"]["content"] is None
+    for made in calls[: len(calls) - (choice["finish_reason"] == "length")]:
+        assert made["function"]["name"] == "look"
+        Draft202012Validator(PARAMETERS).validate(json.loads(made["function"]["arguments"]))
+    assert most is None or len(calls) <= most
+    return calls
+
+
+def test_a_template_with_tools_has_them_in_each_turn_as_transformers_own_rendering_does(qwen, question):
+    tokenizer = AutoTokenizer.from_pretrained(qwen)
+    with served(qwen) as (engine, client):
+        assert engine.info.tool_format == "hermes"
+        asked = []
+        render = engine._adapter.tokenize
+        engine._adapter.tokenize = lambda *request: asked.append(render(*request)) or asked[-1]
+        ask(client, question, *TURNS[:3], tools=[LOOK])
+        calls = check_calls(ask(client, question, tools=[LOOK], tool_choice="required"))
+        back = {"role": "assistant", "content": None, "tool_calls": calls[:1]}
+        ask(client, question, back, {"role": "tool", "tool_call_id": calls[0]["id"], "content": "7"}, tools=[LOOK])
+        turns = [*TURNS, {"role": "user", "content": "Sure?"}]
+        ask(client, question, *turns, tools=[LOOK], tool_choice="none")
+    picture = [{"type": "image"}, {"type": "text", "text": "What is on top?"}]
+    seven = {"role": "tool", "content": "7"}
+    for ids, chat, tools in (
+        (asked[0], TURNS[:3], [LOOK]),
+        (asked[2], [back, seven], [LOOK]),
+        (asked[3], turns, None),
+    ):
+        chat = [{"role": "user", "content": picture}, *(expected(turn) for turn in chat)]
+        text = tokenizer.apply_chat_template(
+            chat, tools=tools, chat_template=QWEN_3, add_generation_prompt=True, tokenize=False
+        )
+        assert tokenizer.decode(ids) == text
+        assert list(ids) == tokenizer(text).input_ids
+
+
+def expected(turn):
+    """As transformers' documentation has it: arguments are objects."""
+    if not turn.get("tool_calls"):
+        return turn
+    calls = [
+        {"function": {"name": each["function"]["name"], "arguments": json.loads(each["function"]["arguments"])}}
+        for each in turn["tool_calls"]
+    ]
+    return {"role": "assistant", "content": "", "tool_calls": calls}
+
+
+def test_calls_that_must_be_work_with_every_vocabulary_and_template(specimen, question):
+    with served(specimen.path) as (engine, client):
+        assert engine.info.tool_format is None
+        named = {"type": "function", "function": {"name": "look"}}
+        for choice in (named, "required"):
+            calls = check_calls(ask(client, question, tools=[LOOK], tool_choice=choice), most=128)
+            assert calls
+        back = [
+            {"role": "assistant", "content": None, "tool_calls": calls[:1]},
+            {"role": "tool", "tool_call_id": calls[0]["id"], "content": "Seven."},
+        ]
+        assert ask(client, question, *back)["message"]["content"]
+
+
+@pytest.mark.parametrize("form", ["hermes", "mistral", "llama3_json", "json"])
+def test_the_form_may_be_set_where_the_template_has_none(specimens, question, form):
+    with served(specimens("qwen2.5-vl").path, tool_format=form) as (_, client):
+        ask(client, question, tools=[LOOK], max_completion_tokens=4)
+        check_calls(ask(client, question, tools=[LOOK], tool_choice="required", parallel_tool_calls=False), most=1)
