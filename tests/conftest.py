@@ -4,7 +4,13 @@ import os
 import signal
 import tempfile
 
+import hypothesis
 import pytest
+
+# The same examples each time, and no time limit for one: a run tells what the code does, not how busy the machine was.
+# `make test-fuzz` and `make test-exhaustive` look for new ones.
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("same")
 
 
 def pytest_configure(config: pytest.Config) -> None:

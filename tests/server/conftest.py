@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gc
 import hashlib
 import io
 import logging
@@ -25,6 +26,15 @@ from covervlm.server.core.generation import (
 )
 from covervlm.server.demo import model_path
 from covervlm.server.engines.embedded.engine import TransformersEngine, TransformersEngineConfig
+from covervlm.server.serving import spare_what_is_loaded
+
+
+@pytest.fixture(scope="module")
+def spared() -> Iterator[None]:
+    """Collections of garbage spare what other tests have left, as a server's spare what it has loaded."""
+    spare_what_is_loaded()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -148,6 +148,7 @@ def resident() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
 
 
+@pytest.mark.usefixtures("spared")
 @pytest.mark.parametrize("rounds", [4, pytest.param(40, marks=[pytest.mark.exhaustive, pytest.mark.timeout(3600)])])
 def test_hostile_schemas_are_answered_soon_and_leave_no_memory_behind(ask, rounds):
     sizes = []

@@ -140,6 +140,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.usefixtures("spared")
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_wrong_is_named_in_time(client, engine, name):
     fields, param, code = REFUSED[name]

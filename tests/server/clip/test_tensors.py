@@ -28,6 +28,7 @@ HEADERS = {
 }
 
 
+@pytest.mark.usefixtures("spared")
 @pytest.mark.parametrize("kind", HEADERS)
 def test_a_header_that_would_keep_others_waiting_is_refused_unread(kind):
     data = file(HEADERS[kind]())

@@ -19,6 +19,7 @@ def filled(item):
     return (f'"{many}"' if item[0] in "\\é漢" else f"[{many}0]").encode()
 
 
+@pytest.mark.usefixtures("spared")
 @pytest.mark.parametrize("item", ITEMS)
 def test_what_passes_for_a_tenth_of_a_second_is_parsed_in_a_few(item):
     """The longest of a kind that passes, as time of this thread's own."""
@@ -31,6 +32,7 @@ def test_what_passes_for_a_tenth_of_a_second_is_parsed_in_a_few(item):
     assert time.thread_time() - began < 0.3
 
 
+@pytest.mark.usefixtures("spared")
 @pytest.mark.parametrize("item", ["0,", "[],", '{"a":0},', "\\u0041"])
 def test_more_of_it_is_told_at_once(item):
     text = filled(item) * 20

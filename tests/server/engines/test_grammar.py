@@ -281,6 +281,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.usefixtures("spared")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_schemas_get_a_refusal_or_a_right_beginning_soon(demo, name):
     grammar = Grammar.of_schema(HOSTILE[name])

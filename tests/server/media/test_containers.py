@@ -70,6 +70,7 @@ WORK = {
 }
 
 
+@pytest.mark.usefixtures("spared")
 @pytest.mark.parametrize("kind", WORK)
 def test_files_that_are_all_work_are_refused_at_once(kind):
     """The processor's time, and of this thread alone: what these files cost a decoder is several seconds."""
