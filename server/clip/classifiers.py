@@ -14,17 +14,19 @@ from torch import Tensor
 
 from covervlm.server.clip.choice import BASELINES, Candidate, candidates, choose
 from covervlm.server.clip.classifier_file import ClassifierFile, on_cpu, read_classifier, sharpened
-from covervlm.server.clip.encoder.batched import BatchedEncoder, image_bytes
+from covervlm.server.clip.encoder.batched import BatchedEncoder
 from covervlm.server.clip.labels import Labels
 from covervlm.server.clip.methods.contracts import Diverged, Examples, Fit, Head, Network, Progress
 from covervlm.server.clip.methods.registry import method_class
+from covervlm.server.clip.named import Named
 from covervlm.server.clip.numbered_labels import Numbered, numbered, shares
 from covervlm.server.clip.quotas import Quotas
 from covervlm.server.clip.report import report
-from covervlm.server.clip.tensors import BadTensors, check_embeddings, read_embeddings
+from covervlm.server.clip.sources import Sources, gathered
+from covervlm.server.clip.tensors import BadTensors
 from covervlm.server.clip.uploads import Uploads
 from covervlm.server.core.caller import Caller
-from covervlm.server.core.errors import Conflict, Damaged, InvalidRequest, NotFound
+from covervlm.server.core.errors import Conflict, Damaged, InvalidRequest
 from covervlm.server.jobs.runner import JobError, JobRunner, Reporter, Work
 from covervlm.server.store import Store
 from covervlm.server.store.records import Artifact, JobRecord
@@ -42,18 +44,19 @@ Probabilities = Literal["softmax", "sigmoid"]
 """Shares of 1 that the classes of an image compete for, or the probability of each class by itself."""
 
 
-class Classifiers:
+class Classifiers(Named):
     """Called on the event loop. A classifier belongs to the model it was made with; `model` is its public name."""
+
+    kind = "classifier"
 
     def __init__(
         self, store: Store, jobs: JobRunner, batched: BatchedEncoder, uploads: Uploads, quotas: Quotas, *, model: str
     ) -> None:
-        self._store = store
+        super().__init__(store, quotas)
         self._jobs = jobs
         self._batched = batched
         self._encoder = batched.encoder
         self._uploads = uploads
-        self._quotas = quotas
         self._model = model
 
     async def fit(
@@ -80,19 +83,12 @@ class Classifiers:
         held-out examples, by which it also chooses those of its parameters that are not given.
         """
         owner = caller.owner
-        await self._store.soon(self._quotas.check_classifier, self._store, owner)
-        parts = []
-        if rows is not None:
-            parts.append(check_embeddings(torch.from_numpy(rows), self._encoder.dimensions))
-        parts += [self._uploads.get(owner, upload) for upload in uploads]
-        if embeddings is not None:
-            parts.append(await asyncio.to_thread(read_embeddings, embeddings, self._encoder.dimensions))
-        count = len(images) + sum(map(len, parts))
+        await self.check_room(owner)
+        sources = await gathered(owner, self._uploads, images=images, rows=rows, uploads=uploads, embeddings=embeddings)
+        count = len(sources)
         taught = None
         if labels is not None:
-            if len(labels.labels) != count:
-                message = f"There are {count} images and embeddings, but {len(labels.labels)} labels."
-                raise InvalidRequest(message, param="labels", code="invalid_value")
+            labels.check_count(count)
             taught = await asyncio.to_thread(numbered, labels, classes=classes, label_map=label_map or {})
             classes = taught.classes
         classes = list(classes or ())
@@ -112,10 +108,9 @@ class Classifiers:
             learn = functools.partial(self._labelled, among, taught, expected, about)
 
         def work(job: str) -> Work:
-            return functools.partial(self._fit, owner, name, job, learn, text, list(images), parts)
+            return functools.partial(self._fit, owner, name, job, learn, text, sources)
 
-        size = image_bytes(images) + sum(part.nbytes for part in parts)
-        return await self._jobs.submit(caller, "classifier", work, method=method, size=size)
+        return await self._jobs.submit(caller, self.kind, work, method=method, size=sources.nbytes)
 
     def _fit(
         self,
@@ -124,15 +119,12 @@ class Classifiers:
         job: str,
         learn: Learn,
         text: Tensor,
-        images: list[Image],
-        parts: list[Tensor],
+        sources: Sources,
         report: Reporter,
     ) -> None:
         """In the jobs' thread."""
-        before = 0.5 if images else 0.0
-        if images:
-            parts = [self._batched.in_batches(self._encoder.embed_pixels, images, report), *parts]
-        features = torch.cat(parts)
+        before = sources.embedded
+        features = sources.features(self._batched, report)
         last: dict[str, float] = {}
 
         def progress(share: float, /, **figures: float) -> None:
@@ -145,7 +137,7 @@ class Classifiers:
         except Diverged as error:
             raise JobError("diverged", f"{str(error).capitalize()}.") from None
         report(1.0, phase="done", **last)
-        self._keep(owner, name, file, job=job, progress=report.progress)
+        self.keep(owner, name, file.description(), file.pack(), job=job, progress=report.progress)
 
     def _unlabelled(
         self, learner: Fit[Head], about: Mapping[str, Any], examples: Examples, progress: Progress
@@ -200,34 +192,10 @@ class Classifiers:
             file = read_classifier(data)
             if file.fingerprint != self._encoder.fingerprint:
                 raise BadTensors("The classifier was made with another model than the one served.")
-            self._quotas.check_classifier(self._store, owner, len(data))
-            return self._keep(owner, name, file)
+            self._quotas.check_named(self._store, owner, self.kind, len(data))
+            return self.keep(owner, name, file.description(), file.pack())
 
         return await self._store.soon(keep)
-
-    def _keep(self, owner: str, name: str, file: ClassifierFile, **job: Any) -> Artifact:
-        """In a thread."""
-        card = file.description()
-        method = card.get("method")
-        told = method if isinstance(method, str) else None
-        data = file.pack()
-        admit = functools.partial(self._quotas.admit_classifier, size=len(data))
-        return self._store.add(owner, "classifier", card, data, name=name, method=told, admit=admit, **job)
-
-    async def all(self, owner: str) -> list[Artifact]:
-        """Oldest first."""
-        return await self._store.soon(self._store.artifacts, owner, "classifier")
-
-    async def get(self, owner: str, name: str) -> Artifact:
-        """By `name`, `name@version` or id. Raises NotFound, as everything here does."""
-        stored = await self._store.soon(self._store.find, owner, "classifier", name)
-        if stored is None:
-            raise NotFound("classifier", name)
-        return stored
-
-    async def file(self, owner: str, name: str) -> bytes:
-        """The classifier as a safetensors file."""
-        return await self._store.soon(self._store.read, await self.get(owner, name))
 
     async def load(self, owner: str, name: str) -> ClassifierFile:
         """Raises Conflict for a classifier of another model, and Damaged."""
@@ -241,10 +209,6 @@ class Classifiers:
             message = f"The classifier '{name}' was made with another model than the one served now."
             raise Conflict(message, code="other_model", param="classifier")
         return file
-
-    async def delete(self, owner: str, name: str) -> None:
-        if not await self._store.soon(self._store.delete, owner, "classifier", name):
-            raise NotFound("classifier", name)
 
     async def classify(
         self,

@@ -15,9 +15,10 @@ from covervlm.server.api.openapi import FILE_ANSWER, FILE_BODY
 from covervlm.server.api.routes.classifiers import tensors_file
 from covervlm.server.api.routes.embeddings import check_model
 from covervlm.server.api.wire.chat_request import Text, Wire, items
-from covervlm.server.api.wire.classifiers import Classes, Classification, Deleted, Templates, check_answer_size
+from covervlm.server.api.wire.classifiers import Classes, Classification, Templates, check_answer_size
 from covervlm.server.api.wire.listing import listing
 from covervlm.server.api.wire.methods import MethodBody, OneOf
+from covervlm.server.api.wire.trained import Deleted
 from covervlm.server.clip.encoder.templates import ENSEMBLE
 from covervlm.server.media.images import ImageLoader
 
