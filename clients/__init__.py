@@ -36,6 +36,7 @@ from covervlm.clients.errors import (
     ServerError,
 )
 from covervlm.clients.examples import Upload
+from covervlm.clients.explanations import Explanation
 from covervlm.clients.images import ImageSource
 from covervlm.clients.jobs import Job
 from covervlm.clients.projections import SearchSpace
@@ -60,6 +61,7 @@ __all__ = [
     "Clustering",
     "ConflictError",
     "Embeddings",
+    "Explanation",
     "ImageSource",
     "ImageStream",
     "Job",

@@ -134,6 +134,7 @@ def train(
     method: Literal["auto", "linear", "sea", "tes", "margin", "text_mixup", "groups", "mlp"] | None = None,
     parameters: Mapping[str, Any] | None = None,
     templates: Sequence[str] | None = None,
+    keep_examples: bool = False,
     seed: int = 0,
     model: str | None = None,
     timeout: float | None = None,
@@ -143,7 +144,8 @@ def train(
     labels, groups, ids: one for each image, or each row of `uploads` and then of `embeddings`. groups: by which errors
     are to be alike. ids: by which the report calls them. classes: by default the labels that occur. label_map: from
     labels to classes. prior: each class's share where it will be used. method: by default the best of several on
-    held-out examples. The job's result is `name@version`; `get(...).report` tells what it is worth.
+    held-out examples. keep_examples: keep embeddings and ids of up to 5,000 examples on the server, for `explain`. The
+    job's result is `name@version`; `get(...).report` tells what it is worth.
     """
     body = {
         "name": name,
@@ -152,6 +154,7 @@ def train(
         **vectors(embeddings, uploads),
         **given(classes=listed(classes), label_map=label_map, prior=prior, method=method),
         **given(parameters=parameters, templates=listed(templates), model=model),
+        **({"keep_examples": True} if keep_examples else {}),
     }
     return Call("POST", _PATH, Job[str].read, body, timeout=timeout, repeatable=False)
 

@@ -4,7 +4,7 @@ from typing import Self
 
 import httpx
 
-from covervlm.clients import classifiers, clusterings, conversations, embeddings
+from covervlm.clients import classifiers, clusterings, conversations, embeddings, explanations
 from covervlm.clients.calls import AsyncHttp, BlockingHttp, Connection, timeouts
 from covervlm.clients.classifiers import AsyncClassifiers, Classifiers
 from covervlm.clients.errors import RetryPolicy
@@ -25,6 +25,7 @@ class _Methods:
     embed_texts = method(embeddings.embed_texts)
     embed_images = method(embeddings.embed_images)
     classify = method(classifiers.classify)
+    explain = method(explanations.explain)
     cluster = method(clusterings.cluster)
 
 

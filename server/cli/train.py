@@ -49,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prior", nargs="*", action="extend", type=parameter, metavar="LABEL=SHARE", help="how often labels will come"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the hold-out and of what is random in learning")
+    parser.add_argument(
+        "--keep-examples", action="store_true", help="keep the pictures' embeddings and paths, for `covervlm explain`"
+    )
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="also write the classifier to this file")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     add_server_arguments(parser, clip=True)
@@ -58,8 +61,8 @@ def run(arguments: argparse.Namespace) -> None:
     examples = {one.path: one for one in labelled(arguments.examples)}
     if arguments.out is not None and not arguments.out.parent.is_dir():
         raise CommandError(f"{arguments.out}: there is no folder {arguments.out.parent}", USAGE)
-    if arguments.projection and (arguments.out or arguments.prior):
-        raise CommandError("--out and --prior are for classifiers", USAGE)
+    if arguments.projection and (arguments.out or arguments.prior or arguments.keep_examples):
+        raise CommandError("--out, --prior and --keep-examples are for classifiers", USAGE)
     kind = "projection" if arguments.projection else "classifier"
     taken = Taken()
     with connect(arguments) as client:
@@ -111,9 +114,15 @@ def _train(client: Client, examples: list[Labelled], arguments: argparse.Namespa
     if arguments.projection:
         job = client.projections.train(arguments.name, labels, paths, method=arguments.projection, **options)
     else:
-        prior = dict(arguments.prior) if arguments.prior else None
         job = client.classifiers.train(
-            arguments.name, labels, paths, groups=groups or None, method=arguments.method, prior=prior, **options
+            arguments.name,
+            labels,
+            paths,
+            groups=groups or None,
+            method=arguments.method,
+            prior=dict(arguments.prior) if arguments.prior else None,
+            keep_examples=arguments.keep_examples,
+            **options,
         )
     try:
         return client.jobs.wait(job, progress=True)

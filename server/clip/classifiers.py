@@ -15,6 +15,7 @@ from torch import Tensor
 from covervlm.server.clip.choice import BASELINES, Candidate, candidates, choose
 from covervlm.server.clip.classifier_file import ClassifierFile, on_cpu, read_classifier, sharpened
 from covervlm.server.clip.encoder.batched import BatchedEncoder
+from covervlm.server.clip.kept_examples import KeptExamples
 from covervlm.server.clip.labels import Labels
 from covervlm.server.clip.methods.contracts import Diverged, Examples, Fit, Head, Network, Progress
 from covervlm.server.clip.methods.registry import method_class
@@ -76,8 +77,10 @@ class Classifiers(Named):
         parameters: Mapping[str, Any],
         method: str = "inmap",
         seed: int = 0,
+        keep_examples: bool = False,
     ) -> JobRecord:
-        """Start a job that learns a classifier from images or embeddings. Nothing of them is written to disk.
+        """Start a job that learns a classifier from images or embeddings. Nothing of them is written to disk, unless
+        with `keep_examples` the embeddings of up to 5,000 labelled ones.
 
         Examples come in the order images, rows (n, d), uploads, embeddings. With `labels`, the method is judged on
         held-out examples, by which it also chooses those of its parameters that are not given.
@@ -105,7 +108,7 @@ class Classifiers(Named):
         else:
             about |= {"label_map": dict(label_map or {}), "prior": None if prior is None else dict(prior)}
             among = candidates(method, parameters)
-            learn = functools.partial(self._labelled, among, taught, expected, about)
+            learn = functools.partial(self._labelled, among, taught, expected, about, keep_examples)
 
         def work(job: str) -> Work:
             return functools.partial(self._fit, owner, name, job, learn, text, sources)
@@ -157,6 +160,7 @@ class Classifiers(Named):
         taught: Numbered,
         prior: Tensor | None,
         about: Mapping[str, Any],
+        keep_examples: bool,
         examples: Examples,
         progress: Progress,
     ) -> ClassifierFile:
@@ -179,7 +183,11 @@ class Classifiers(Named):
             "parameters": {} if learner is None else asdict(learner),
             "report": report(choice, taught, prior=prior, seed=seed),
         }
-        return self._file({**about, **chosen}, sharpened(choice.head, best.temperature), best.offsets)
+        kept = None
+        if keep_examples:
+            kept = KeptExamples.of(examples.features.cpu(), taught.labels, taught.ids, seed=seed)
+        file = self._file({**about, **chosen}, sharpened(choice.head, best.temperature), best.offsets)
+        return replace(file, examples=kept)
 
     def _file(self, about: Mapping[str, Any], head: Head | Network, offsets: Tensor | None = None) -> ClassifierFile:
         offsets = None if offsets is None else offsets.cpu()

@@ -11,6 +11,7 @@ from covervlm.server.clip.classifiers import Classifiers
 from covervlm.server.clip.clusterings import Clusterings
 from covervlm.server.clip.encoder.batched import BatchedEncoder
 from covervlm.server.clip.encoder.encoder import ClipEncoder
+from covervlm.server.clip.explanations import Explanations
 from covervlm.server.clip.projections import Projections
 from covervlm.server.clip.quotas import Quotas
 from covervlm.server.clip.sessions import Sessions, SnapshotInterval
@@ -45,6 +46,7 @@ class ClipService:
     uploads: Uploads
     batched: BatchedEncoder
     classifiers: Classifiers
+    explanations: Explanations
     projections: Projections
     clusterings: Clusterings
     sessions: Sessions
@@ -84,6 +86,7 @@ class ClipService:
             self.batched = BatchedEncoder(self.encoder)
             self.uploads = Uploads(quotas.upload_bytes, self.encoder.dimensions)
             self.classifiers = Classifiers(store, self.jobs, self.batched, self.uploads, quotas, model=model)
+            self.explanations = Explanations(self.classifiers, self.batched)
             self.projections = Projections(store, self.jobs, self.batched, self.uploads, quotas, model=model)
             self.clusterings = Clusterings(self.jobs, self.batched)
             self.sessions = Sessions(store, self._interval)

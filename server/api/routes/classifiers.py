@@ -82,6 +82,7 @@ def router(service: "ClipService", loader: ImageLoader) -> APIRouter:
             classes=body.classes,
             templates=tuple(body.templates or ENSEMBLE),
             prior=body.prior,
+            keep_examples=body.keep_examples,
             **given,
         )
         return status(job)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
 
-from covervlm.server.api.routes import classifiers, clusterings, embeddings, jobs, projections, streams
+from covervlm.server.api.routes import classifiers, clusterings, embeddings, explanations, jobs, projections, streams
 from covervlm.server.asking.asker import Asker
 from covervlm.server.core.errors import ResourceError
 from covervlm.server.media.images import ImageLoader
@@ -35,6 +35,7 @@ def routers(service: "ClipService", loader: ImageLoader, ask: Asker) -> list[API
     return [
         embeddings.router(service, loader),
         classifiers.router(service, loader),
+        explanations.router(service, loader),
         projections.router(service, loader),
         streams.router(service, loader),
         clusterings.router(service, loader, ask),

@@ -92,13 +92,15 @@ class ClassifierRequest(LabelledBody):
     these are the labels that occur. Without `method`, it is `auto` for labels and `inmap` without.
 
     label_map: from labels to the classes that they belong to. prior: each class's share where the classifier will be
-    used. seed: of the hold-out and of what is random in learning.
+    used. seed: of the hold-out and of what is random in learning. keep_examples: keep the embeddings and ids of up to
+    5,000 labelled examples with the classifier, for explanations; else nothing of them is kept.
     """
 
     classes: Classes | None = None
     templates: Templates | None = None
     groups: Column | None = None
     prior: dict[Text, Annotated[float, Field(gt=0, le=1e9)]] | None = None
+    keep_examples: bool = False
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
@@ -109,6 +111,8 @@ class ClassifierRequest(LabelledBody):
             for field in ("groups", "prior"):
                 if getattr(self, field) is not None:
                     raise ValueError(f"'{field}' goes with labels")
+            if self.keep_examples:
+                raise ValueError("'keep_examples' goes with labels")
             if self.classes is None:
                 raise ValueError("'classes' are needed where there are no labels")
         self.check_column("groups")

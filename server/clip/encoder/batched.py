@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from covervlm.server.clip.encoder.encoder import ClipEncoder, ForeignTokens, TextTooLong
 from covervlm.server.clip.encoder.micro_batcher import MicroBatcher
+from covervlm.server.clip.encoder.patches import patch_rows
 from covervlm.server.clip.encoder.templates import check_class_names, check_templates, prompts
 from covervlm.server.core.caller import Caller
 from covervlm.server.core.errors import InvalidRequest
@@ -94,6 +95,12 @@ class BatchedEncoder:
                 rows += await self._pixels(pixels, owner=caller.owner)
                 del pixels
         return rows
+
+    async def patches(self, image: Image, *, caller: Caller) -> tuple[Tensor, tuple[int, int]] | None:
+        """(rows * columns, d) unit vectors of an image's patches and (rows, columns), or None: see `patch_rows`."""
+        pixels = await self._preprocessed(image, caller)
+        work = functools.partial(patch_rows, self.encoder.model, pixels)
+        return await asyncio.get_running_loop().run_in_executor(self._model_thread, work)
 
     async def _preprocessed(self, image: Image, caller: Caller) -> Tensor:
         async with self._turns.turn(caller.owner, shares=caller.has_key):
