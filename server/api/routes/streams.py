@@ -52,6 +52,22 @@ class StreamState(BaseModel):
     past_horizon: bool
 
 
+class StreamGroup(BaseModel):
+    """A class as the stream has it now.
+
+    drift: from its text, from 0 to 2: one less their cosine. size: images of the group, at most as many as the horizon;
+    null where the method counts none.
+    """
+
+    label: str
+    size: int | None
+    drift: float
+
+
+class StreamDetails(StreamState):
+    groups: list[StreamGroup]
+
+
 class StreamList(BaseModel):
     object: Literal["list"] = "list"
     data: list[StreamState]
@@ -112,10 +128,15 @@ def router(service: "ClipService", loader: ImageLoader) -> APIRouter:
         streams = await service.sessions.all(request.state.caller.owner)
         return await listing(lambda: map(_state, streams), StreamList(data=[]))
 
-    @routes.get("/{stream}")
-    async def retrieve_stream(stream: str, request: Request) -> StreamState:
+    @routes.get("/{stream}", response_model=StreamDetails)
+    async def retrieve_stream(stream: str, request: Request) -> Response:
+        """How far the stream is, how large its groups are, and how far they have moved."""
         await service.ready()
-        return _state(await service.sessions.describe(request.state.caller.owner, stream))
+        found = await service.sessions.look(request.state.caller.owner, stream)
+        content = await asyncio.to_thread(
+            lambda: StreamDetails(**{**found, "created": int(found["created"])}).model_dump_json()
+        )
+        return Response(content, media_type="application/json")
 
     @routes.post("/{stream}/observe", response_model=Observation)
     async def observe(
