@@ -1,17 +1,14 @@
 """A projection as a file: a matrix from one model's space to another."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor
 
 from covervlm.server.clip.methods.contracts import Projection
 from covervlm.server.clip.tensors import BadTensors, pack, unpack
 
 
-def write_projection(projection: Projection, about: Mapping[str, Any]) -> bytes:
-    """A safetensors file."""
-    return pack({"matrix": projection.matrix.cpu()}, about)
+def write_projection(projection: Projection) -> bytes:
+    """A safetensors file of the matrix alone; all else is on the projection's card."""
+    return pack({"matrix": projection.matrix.cpu()}, {})
 
 
 def read_projection(data: bytes) -> Projection:

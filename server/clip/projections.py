@@ -129,7 +129,7 @@ class Projections(Named):
             raise JobError("diverged", f"{str(error).capitalize()}.") from None
         report(1.0, phase="done")
         card = {**about, "dimensions": len(projection.matrix), "report": told}
-        self.keep(owner, name, card, write_projection(projection, about), job=job, progress=report.progress)
+        self.keep(owner, name, card, write_projection(projection), job=job, progress=report.progress)
 
     async def load(self, owner: str, name: str) -> tuple[Artifact, Projection]:
         """What the store knows of it, and itself. Raises NotFound, Conflict for one of another model, and Damaged."""

@@ -1,6 +1,6 @@
 """What a space for search is worth: how classes are found in it that it has not learned from."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,11 +80,11 @@ class Found:
     dimensions: int
 
     @classmethod
-    def of(cls, halves: Sequence[tuple[Tensor, Tensor]], seed: int) -> "Found":
-        """halves: unit rows and their labels, of each half."""
+    def of(cls, halves: Sequence[tuple[Tensor, Tensor]], seed: int, tick: Callable[[], object]) -> "Found":
+        """halves: unit rows and their labels, of each half. tick: called often; what it raises ends the work."""
         hits = torch.cat([nearest_alike(rows, labels) for rows, labels in halves])
         values = [
-            mutual_information(kmeans(rows, len(labels.unique()), seed=seed, restarts=3), labels)
+            mutual_information(kmeans(rows, len(labels.unique()), seed=seed, restarts=3, tick=tick), labels)
             for rows, labels in halves
         ]
         return cls(hits, sum(values) / len(values), halves[0][0].shape[1])
@@ -129,6 +129,10 @@ def judged(
             f"Nothing was judged: that takes {FEWEST_CLASSES} labels of two examples each, half of which are held out."
         )
         return whole, told
-    before, after = Found.of(plain, seed), Found.of(projected, seed)
+
+    def tick() -> None:
+        progress(1.0)
+
+    before, after = Found.of(plain, seed, tick), Found.of(projected, seed, tick)
     told |= {"unseen_labels": sum(len(part.unique()) for _, part in plain), **after.told()}
     return whole, told | {"unprojected": before.told(), "gain": gain_told(after.hits[:, 0], before.hits[:, 0])}

@@ -17,7 +17,7 @@ from covervlm.server.clip.quotas import Quotas
 from covervlm.server.clip.sessions import Sessions, SnapshotInterval
 from covervlm.server.clip.streams import Streams
 from covervlm.server.clip.uploads import Uploads
-from covervlm.server.core.errors import EngineUnavailable
+from covervlm.server.core.errors import EngineUnavailable, ResourceError
 from covervlm.server.jobs.runner import JobRunner
 from covervlm.server.store import Store
 from covervlm.server.store.database import Database, StoreError
@@ -115,8 +115,14 @@ class ClipService:
             self.batched.close()
 
     async def spaces(self, owner: str) -> list[Artifact]:
-        """The owner's projections, oldest first: models that embed, too. None before the service starts."""
-        return await self.projections.all(owner) if self._state == "ready" else []
+        """The owner's projections, oldest first: models that embed, too.
+
+        None before the service starts, nor while the store cannot be read: whoever chats still wants to see the models.
+        """
+        try:
+            return await self.projections.all(owner) if self._state == "ready" else []
+        except ResourceError:
+            return []
 
     @property
     def dimensions(self) -> int:

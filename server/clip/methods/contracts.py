@@ -206,7 +206,7 @@ class Moved:
     @classmethod
     def of(cls, now: Tensor, start: Tensor, sizes: Tensor | None = None) -> "Moved":
         """now, start: (d, K)."""
-        return cls(1 - cosine_similarity(now, start, dim=0), sizes)
+        return cls((1 - cosine_similarity(now, start, dim=0)).clamp_min(0), sizes)
 
 
 class RunningStream(Protocol):
