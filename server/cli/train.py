@@ -147,7 +147,7 @@ def recall_table(method: str, report: Mapping[str, Any]) -> str:
     """How often one of the nearest 1, 2, 4 or 8 pictures has the same label, with the projection and without."""
     if not report["held_out"]:
         return "nothing was judged"
-    rows = [("space", "R@1", "95 % interval", "R@2", "R@4", "R@8", "NMI")]
+    rows: list[tuple[str, ...]] = [("space", "R@1", "95 % interval", "R@2", "R@4", "R@8", "NMI")]
     for name, one in ((method, report), ("unprojected", report["unprojected"])):
         recall = {count: found["value"] for count, found in one["recall"].items()}
         low, high = one["recall"]["1"]["interval"]
