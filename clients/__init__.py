@@ -1,6 +1,6 @@
 """Python client of a covervlm server, blocking and for asyncio; needs httpx, httpx-sse and pillow, and no server."""
 
-from covervlm.clients.classifiers import Classification, Classifier, Upload
+from covervlm.clients.classifiers import Classification, Classifier
 from covervlm.clients.client import AsyncClient, Client
 from covervlm.clients.clusterings import Cluster, Clustering
 from covervlm.clients.conversations import (
@@ -35,8 +35,11 @@ from covervlm.clients.errors import (
     RetryPolicy,
     ServerError,
 )
+from covervlm.clients.examples import Upload
+from covervlm.clients.explanations import Explanation
 from covervlm.clients.images import ImageSource
 from covervlm.clients.jobs import Job
+from covervlm.clients.projections import SearchSpace
 from covervlm.clients.streaming import AsyncStream, Stream
 from covervlm.clients.streams import ImageStream
 
@@ -58,6 +61,7 @@ __all__ = [
     "Clustering",
     "ConflictError",
     "Embeddings",
+    "Explanation",
     "ImageSource",
     "ImageStream",
     "Job",
@@ -74,6 +78,7 @@ __all__ = [
     "RateLimitError",
     "ResponseFormatError",
     "RetryPolicy",
+    "SearchSpace",
     "ServerError",
     "Stream",
     "Upload",

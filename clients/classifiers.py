@@ -1,7 +1,6 @@
 """Labels for images, by class names alone or by a classifier that the server has learned."""
 
 import os
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from urllib.parse import quote
 
 from covervlm.clients.calls import Call, given, listed
 from covervlm.clients.embeddings import Matrix, matrix_file
+from covervlm.clients.examples import Upload, labelled, vectors
 from covervlm.clients.images import Images, image_parts
 from covervlm.clients.jobs import RESULTS, Job
 from covervlm.clients.methods import Asyncio, Blocking, method
@@ -67,15 +67,6 @@ class Classifier(Record):
         return report
 
 
-@dataclass(frozen=True)
-class Upload(Record):
-    """Embeddings that the server keeps in memory for up to an hour; `fit` takes them as `uploads`."""
-
-    id: str
-    images: int
-    dimensions: int
-
-
 def classify(
     images: Images,
     classes: Sequence[str] | None = None,
@@ -122,7 +113,7 @@ def fit(
         "name": name,
         "classes": list(classes),
         "images": image_parts(images),
-        **_vectors(embeddings, uploads),
+        **vectors(embeddings, uploads),
         **given(templates=listed(templates), parameters=parameters, model=model),
     }
     return Call("POST", _PATH, Job[str].read, body, timeout=timeout, repeatable=False)
@@ -143,6 +134,7 @@ def train(
     method: Literal["auto", "linear", "sea", "tes", "margin", "text_mixup", "groups", "mlp"] | None = None,
     parameters: Mapping[str, Any] | None = None,
     templates: Sequence[str] | None = None,
+    keep_examples: bool = False,
     seed: int = 0,
     model: str | None = None,
     timeout: float | None = None,
@@ -152,29 +144,19 @@ def train(
     labels, groups, ids: one for each image, or each row of `uploads` and then of `embeddings`. groups: by which errors
     are to be alike. ids: by which the report calls them. classes: by default the labels that occur. label_map: from
     labels to classes. prior: each class's share where it will be used. method: by default the best of several on
-    held-out examples. The job's result is `name@version`; `get(...).report` tells what it is worth.
+    held-out examples. keep_examples: keep embeddings and ids of up to 5,000 examples on the server, for `explain`. The
+    job's result is `name@version`; `get(...).report` tells what it is worth.
     """
-    parts = image_parts(images)
-    body: dict[str, Any] = {"name": name, "seed": seed}
-    if parts:
-        if any(column is not None and len(column) != len(parts) for column in (labels, groups, ids)):
-            raise ValueError(f"there are {len(parts)} images: give as many labels, groups and ids")
-        columns = {"image": parts, "label": labels, **given(group=groups, id=ids)}
-        body["examples"] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    else:
-        body |= {"labels": list(labels), **given(groups=listed(groups), ids=listed(ids))}
-    body |= {
-        **_vectors(embeddings, uploads),
+    body = {
+        "name": name,
+        "seed": seed,
+        **labelled(labels, images, groups=groups, ids=ids),
+        **vectors(embeddings, uploads),
         **given(classes=listed(classes), label_map=label_map, prior=prior, method=method),
         **given(parameters=parameters, templates=listed(templates), model=model),
+        **({"keep_examples": True} if keep_examples else {}),
     }
     return Call("POST", _PATH, Job[str].read, body, timeout=timeout, repeatable=False)
-
-
-def _vectors(embeddings: Matrix | None, uploads: Sequence[str | Upload]) -> dict[str, Any]:
-    names = [upload if isinstance(upload, str) else upload.id for upload in uploads]
-    file = None if embeddings is None else b64encode(matrix_file(embeddings)).decode()
-    return {"uploads": names, **given(embeddings=file)}
 
 
 def get(name: str) -> Call[Classifier]:

@@ -4,12 +4,13 @@ from typing import Self
 
 import httpx
 
-from covervlm.clients import classifiers, clusterings, conversations, embeddings
+from covervlm.clients import classifiers, clusterings, conversations, embeddings, explanations
 from covervlm.clients.calls import AsyncHttp, BlockingHttp, Connection, timeouts
 from covervlm.clients.classifiers import AsyncClassifiers, Classifiers
 from covervlm.clients.errors import RetryPolicy
 from covervlm.clients.jobs import AsyncJobs, Jobs
 from covervlm.clients.methods import Asyncio, Blocking, method
+from covervlm.clients.projections import AsyncProjections, Projections
 from covervlm.clients.streaming import AsyncStream, Stream, streaming
 from covervlm.clients.streams import AsyncStreams, Streams
 
@@ -24,6 +25,7 @@ class _Methods:
     embed_texts = method(embeddings.embed_texts)
     embed_images = method(embeddings.embed_images)
     classify = method(classifiers.classify)
+    explain = method(explanations.explain)
     cluster = method(clusterings.cluster)
 
 
@@ -53,6 +55,7 @@ class Client(_Methods, Blocking):
         self._http = http_client or httpx.Client(timeout=timeouts(timeout))
         super().__init__(Connection(BlockingHttp(self._http), base_url, api_key, model, retries))
         self.classifiers = Classifiers(self._connection)
+        self.projections = Projections(self._connection)
         self.streams = Streams(self._connection)
         self.jobs = Jobs(self._connection)
 
@@ -86,6 +89,7 @@ class AsyncClient(_Methods, Asyncio):
         self._http = http_client or httpx.AsyncClient(timeout=timeouts(timeout))
         super().__init__(Connection(AsyncHttp(self._http), base_url, api_key, model, retries))
         self.classifiers = AsyncClassifiers(self._connection)
+        self.projections = AsyncProjections(self._connection)
         self.streams = AsyncStreams(self._connection)
         self.jobs = AsyncJobs(self._connection)
 

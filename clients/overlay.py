@@ -1,7 +1,7 @@
-"""Draws which vision tokens of an image were kept: their patches stay bright, the others are dimmed."""
+"""Draws patches over an image: the vision tokens that were kept, or how much each patch speaks for a label."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from PIL import Image, ImageDraw
 
@@ -28,12 +28,7 @@ def draw_overlay(
     rows, columns = grid
     if rows < 1 or columns < 1 or any(not 0 <= index < rows * columns for index in kept):
         raise ValueError(f"a grid of {rows} x {columns} patches does not hold all of the kept ones")
-    left, top, right, bottom = box or (0, 0, image.width, image.height)
-    scale_x = max(1, math.ceil(SMALLEST_PATCH * columns / (right - left)))
-    scale_y = max(1, math.ceil(SMALLEST_PATCH * rows / (bottom - top)))
-    picture = image.resize((image.width * scale_x, image.height * scale_y), Image.Resampling.NEAREST)
-    xs = [round((left + (right - left) * column / columns) * scale_x) for column in range(columns + 1)]
-    ys = [round((top + (bottom - top) * row / rows) * scale_y) for row in range(rows + 1)]
+    picture, xs, ys = _enlarged(image, grid, box)
 
     places = {divmod(index, columns) for index in kept}
     patches = {(row, column): (xs[column], ys[row], xs[column + 1] - 1, ys[row + 1] - 1) for row, column in places}
@@ -54,3 +49,42 @@ def draw_overlay(
             if neighbour not in places:
                 draw.line(edge, fill=OUTLINE)
     return overlay
+
+
+def draw_evidence(
+    image: Image.Image,
+    values: Sequence[Sequence[float]],
+    *,
+    box: tuple[float, float, float, float] | None = None,
+) -> Image.Image:
+    """The RGB image, the brighter the more a patch speaks for the label; what speaks against it is dimmed most.
+
+    values: by row and column; the largest keeps its patch as bright as it is, those up to 0 are all dimmed alike.
+    box: as in `draw_overlay`. Raises ValueError for rows of different lengths.
+    """
+    if not values or not values[0] or len({len(row) for row in values}) > 1:
+        raise ValueError("the values of patches are rows of the same length")
+    picture, xs, ys = _enlarged(image, (len(values), len(values[0])), box)
+    largest = max(max(map(max, values)), 0.0) or 1.0
+    light = Image.new("L", picture.size)
+    draw = ImageDraw.Draw(light)
+    for row, line in enumerate(values):
+        for column, value in enumerate(line):
+            patch = (xs[column], ys[row], xs[column + 1] - 1, ys[row + 1] - 1)
+            if patch[0] <= patch[2] and patch[1] <= patch[3]:
+                draw.rectangle(patch, fill=round(255 * max(value, 0.0) / largest))
+    return Image.composite(picture, picture.point(lambda value: round(value * DIM)), light)
+
+
+def _enlarged(
+    image: Image.Image, grid: tuple[int, int], box: tuple[float, float, float, float] | None
+) -> tuple[Image.Image, list[int], list[int]]:
+    """The image with patches large enough to be seen, and the columns' and rows' edges in its pixels."""
+    rows, columns = grid
+    left, top, right, bottom = box or (0, 0, image.width, image.height)
+    scale_x = max(1, math.ceil(SMALLEST_PATCH * columns / (right - left)))
+    scale_y = max(1, math.ceil(SMALLEST_PATCH * rows / (bottom - top)))
+    picture = image.resize((image.width * scale_x, image.height * scale_y), Image.Resampling.NEAREST)
+    xs = [round((left + (right - left) * column / columns) * scale_x) for column in range(columns + 1)]
+    ys = [round((top + (bottom - top) * row / rows) * scale_y) for row in range(rows + 1)]
+    return picture, xs, ys

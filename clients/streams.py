@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -18,10 +18,20 @@ _PATH = "/v1/streams"
 
 
 @dataclass(frozen=True)
+class StreamGroup(Record):
+    """A class as a stream has it now. size: its images, None where not counted. drift: from its text, 0 to 2."""
+
+    label: str
+    size: int | None
+    drift: float
+
+
+@dataclass(frozen=True)
 class ImageStream(Record):
     """An online classifier.
 
     observed: images that it has learned from; snapshot_observed: how many of them survive a crash of the server.
+    groups: one for each class, as `get` tells them; empty elsewhere.
     """
 
     id: str
@@ -34,6 +44,11 @@ class ImageStream(Record):
     observed: int
     snapshot_observed: int
     past_horizon: bool
+    groups: tuple[StreamGroup, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def read(cls, body: Mapping[str, Any]) -> Self:
+        return super().read({**body, "groups": tuple(map(StreamGroup.read, body.get("groups", ())))})
 
 
 def create(

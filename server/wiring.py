@@ -201,7 +201,6 @@ def add_routes(
     metrics: Metrics,
     forecaster: Forecaster,
 ) -> None:
-    name, embedding_model = settings.model_name, clip_service.name if clip_service is not None else None
     budgets = settings.budget_range
     adaptive = None if budgets is None else (budgets.floor, budgets.ceiling)
     fingerprint = Fingerprint(engine, settings.model, settings.method, settings.keep_tokens, settings.keep_ratio)
@@ -212,10 +211,10 @@ def add_routes(
         tokens.router(engine, prepare),
         messages.router(conversation),
         responses.router(conversation),
-        models.router(engine, chat_defaults(settings), settings.budget_aliases, adaptive, embedding_model),
+        models.router(engine, chat_defaults(settings), settings.budget_aliases, adaptive, clip_service),
         operations.router(engine, metrics),
         forecast.router(forecaster),
-        playground.router(engine, name, settings.method),
+        playground.router(engine, settings.model_name, settings.method),
     ]
     routers += [clip.absent()] if clip_service is None else clip.routers(clip_service, images, asker)
     for router in routers:

@@ -1,16 +1,17 @@
-"""Train a classifier on labelled pictures, and tell what it is worth on pictures that it has not learned from.
+"""Train a classifier or a space for search, and tell what it is worth on pictures that it has not learned from.
 
 Examples:
 
     covervlm train birds photos/ --out birds.safetensors     (photos/wren/1.jpg, photos/robin/2.jpg, ...)
     covervlm train birds labels.csv --method sea --url http://127.0.0.1:8000     (path,label or path,label,group)
+    covervlm train products photos/ --projection soft_triple --url http://127.0.0.1:8000
 """
 
 import argparse
 import csv
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a folder with a folder for each label, or a .csv of path,label[,group]",
     )
     methods = [*method_names("choose"), *method_names("train")]
-    parser.add_argument("--method", choices=methods, help=f"(default: {methods[0]}, the best of several)")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--method", choices=methods, help=f"(default: {methods[0]}, the best of several)")
+    kind.add_argument(
+        "--projection", choices=method_names("project"), help="learn a space for search instead, by this method"
+    )
     parser.add_argument(
         "--set", nargs="*", action="extend", type=parameter, metavar="NAME=VALUE", help="parameters of the method"
     )
@@ -44,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prior", nargs="*", action="extend", type=parameter, metavar="LABEL=SHARE", help="how often labels will come"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the hold-out and of what is random in learning")
+    parser.add_argument(
+        "--keep-examples", action="store_true", help="keep the pictures' embeddings and paths, for `covervlm explain`"
+    )
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="also write the classifier to this file")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     add_server_arguments(parser, clip=True)
@@ -53,20 +61,23 @@ def run(arguments: argparse.Namespace) -> None:
     examples = {one.path: one for one in labelled(arguments.examples)}
     if arguments.out is not None and not arguments.out.parent.is_dir():
         raise CommandError(f"{arguments.out}: there is no folder {arguments.out.parent}", USAGE)
+    if arguments.projection and (arguments.out or arguments.prior or arguments.keep_examples):
+        raise CommandError("--out, --prior and --keep-examples are for classifiers", USAGE)
+    kind = "projection" if arguments.projection else "classifier"
     taken = Taken()
     with connect(arguments) as client:
         _, name = taken.ask(
             list(examples), lambda some: _train(client, [examples[path] for path in some], arguments), fewest=2
         )
-        report = client.classifiers.get(name).report
+        report = (client.projections if arguments.projection else client.classifiers).get(name).report
         if arguments.out is not None:
             with file_errors(arguments.out):
                 arguments.out.write_bytes(client.classifiers.download(name))
     if arguments.json:
-        print(json.dumps({"classifier": name, "report": report}))
+        print(json.dumps({kind: name, "report": report}))
     else:
         print(f"{name}: {report['held_out']} pictures judged that it had not learned from")
-        print(table(report))
+        print(recall_table(arguments.projection, report) if arguments.projection else table(report))
         for warning in report["warnings"]:
             print(warning, file=sys.stderr)
     taken.end()
@@ -94,17 +105,25 @@ def labelled(place: Path) -> list[Labelled]:
 
 def _train(client: Client, examples: list[Labelled], arguments: argparse.Namespace) -> str:
     groups = [one.group for one in examples if one.group is not None]
-    job = client.classifiers.train(
-        arguments.name,
-        [one.label for one in examples],
-        [one.path for one in examples],
-        groups=groups or None,
-        ids=[str(one.path) for one in examples],
-        method=arguments.method,
-        parameters=dict(arguments.set) if arguments.set else None,
-        prior=dict(arguments.prior) if arguments.prior else None,
-        seed=arguments.seed,
-    )
+    labels, paths = [one.label for one in examples], [one.path for one in examples]
+    options = {
+        "ids": [str(path) for path in paths],
+        "parameters": dict(arguments.set) if arguments.set else None,
+        "seed": arguments.seed,
+    }
+    if arguments.projection:
+        job = client.projections.train(arguments.name, labels, paths, method=arguments.projection, **options)
+    else:
+        job = client.classifiers.train(
+            arguments.name,
+            labels,
+            paths,
+            groups=groups or None,
+            method=arguments.method,
+            prior=dict(arguments.prior) if arguments.prior else None,
+            keep_examples=arguments.keep_examples,
+            **options,
+        )
     try:
         return client.jobs.wait(job, progress=True)
     except KeyboardInterrupt:
@@ -121,7 +140,23 @@ def table(report: Mapping[str, Any]) -> str:
         worst = f"{one['worst_group']['value']:.3f} ({one['worst_group']['name']})"
         accuracy = f"{one['accuracy']['value']:.3f}"
         rows.append((method, accuracy, f"{low:.3f} to {high:.3f}", f"{one['class_mean']:.3f}", worst))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]) for row in rows
-    )
+    return _aligned(rows)
+
+
+def recall_table(method: str, report: Mapping[str, Any]) -> str:
+    """How often one of the nearest 1, 2, 4 or 8 pictures has the same label, with the projection and without."""
+    if not report["held_out"]:
+        return "nothing was judged"
+    rows: list[tuple[str, ...]] = [("space", "R@1", "95 % interval", "R@2", "R@4", "R@8", "NMI")]
+    for name, one in ((method, report), ("unprojected", report["unprojected"])):
+        recall = {count: found["value"] for count, found in one["recall"].items()}
+        low, high = one["recall"]["1"]["interval"]
+        others = (f"{recall[count]:.3f}" for count in ("2", "4", "8"))
+        rows.append((name, f"{recall['1']:.3f}", f"{low:.3f} to {high:.3f}", *others, f"{one['nmi']:.3f}"))
+    return _aligned(rows)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)

@@ -131,8 +131,8 @@ def choose(
         logits = []
         try:
             for number, (learn, judge) in enumerate(parts):
-                told = _within(progress, done + number, runs)
-                head = _learn(candidate, _rows(examples, learn), temperature, seed, told)
+                told = run_of(progress, done + number, runs)
+                head = _learn(candidate, some(examples, learn), temperature, seed, told)
                 logits.append(head.logits(examples.features[judge]))
             judged.append(_judge(candidate, torch.cat(logits), rows, examples, prior))
         except Diverged:
@@ -142,7 +142,7 @@ def choose(
     if not chosen:
         raise Diverged
     best = max(chosen, key=lambda one: _worth(one.score, prior))
-    head = _learn(best.candidate, examples, temperature, seed, _within(progress, done, runs))
+    head = _learn(best.candidate, examples, temperature, seed, run_of(progress, done, runs))
     return Choice(head, best, judged, rows)
 
 
@@ -207,13 +207,13 @@ def _learn(
     return Head(examples.text, temperature)
 
 
-def _rows(examples: Examples, rows: Tensor) -> Examples:
-    """These examples; without text, with the classes of all, of which none is empty."""
+def some(examples: Examples, rows: Tensor) -> Examples:
+    """Those examples alone whose numbers `rows` (m,) has."""
     names = ("features", "labels", "groups", "second_views")
     return replace(examples, **{n: value[rows] for n in names if (value := getattr(examples, n)) is not None})
 
 
-def _within(progress: Progress, done: int, runs: int) -> Progress:
+def run_of(progress: Progress, done: int, runs: int) -> Progress:
     """The progress of one run of several."""
 
     def report(share: float, /, **figures: float) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from covervlm.server.clip.encoder.templates import check_class_names
+from covervlm.server.clip.kept_examples import KeptExamples, take_examples, without_examples
 from covervlm.server.clip.methods.contracts import Head, Network
 from covervlm.server.clip.tensors import BadTensors, pack, unpack
 
@@ -19,7 +20,7 @@ _LARGEST = 1e30
 class ClassifierFile:
     """fingerprint: of the model whose embeddings it classifies. about: how it was made, for people.
 
-    offsets: (K,) or None, what a prior adds to the head's scores.
+    offsets: (K,) or None, what a prior adds to the head's scores. examples: those that it remembers, if any.
     """
 
     classes: list[str]
@@ -27,6 +28,7 @@ class ClassifierFile:
     fingerprint: str
     offsets: Tensor | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+    examples: KeptExamples | None = None
 
     def scores(self, features: Tensor) -> Tensor:
         """(n, K) whose softmax are the classes' probabilities, from unit features (n, d)."""
@@ -42,6 +44,8 @@ class ClassifierFile:
         own: dict[str, Any] = {"classes": self.classes, "fingerprint": self.fingerprint, "dimensions": self.dimensions}
         if isinstance(self.head, Head):
             own["temperature"] = self.head.temperature
+        if self.examples is not None:
+            own["kept_examples"] = len(self.examples)
         return {**self.about, **own}
 
     def pack(self) -> bytes:
@@ -51,6 +55,8 @@ class ClassifierFile:
         else:
             for number, (weights, biases) in enumerate(zip(self.head.weights, self.head.biases, strict=True)):
                 tensors |= {f"weights.{number}": weights, f"biases.{number}": biases}
+        if self.examples is not None:
+            tensors |= self.examples.tensors()
         # The report stays with the server: with many classes it is longer than a file's header may be.
         return pack(tensors, {name: value for name, value in self.description().items() if name != "report"})
 
@@ -75,8 +81,10 @@ def read_classifier(data: bytes) -> ClassifierFile:
     tensors, about = unpack(data)
     classes, temperature, fingerprint = (about.pop(name, None) for name in ("classes", "temperature", "fingerprint"))
     about.pop("dimensions", None)
+    about.pop("kept_examples", None)
     named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    tensors = {name: tensor.float() for name, tensor in tensors.items()}
+    every = tensors
+    tensors = {name: tensor.float() for name, tensor in without_examples(tensors).items()}
     offsets = tensors.pop("offsets", None)
     whole = named and isinstance(fingerprint, str)
     head = _read_head(tensors, temperature) if whole else None
@@ -94,7 +102,8 @@ def read_classifier(data: bytes) -> ClassifierFile:
     largest = _largest(head) + (0.0 if offsets is None else float(offsets.abs().max()))
     if not largest < _LARGEST:
         raise BadTensors("The classifier's head holds NaN or infinity, or its scores are out of bounds.")
-    return ClassifierFile(classes, head, fingerprint, offsets, about)
+    file = ClassifierFile(classes, head, fingerprint, offsets, about)
+    return replace(file, examples=take_examples(every, dimensions=file.dimensions, classes=len(classes)))
 
 
 def _read_head(tensors: Mapping[str, Tensor], temperature: Any) -> Head | Network | None:

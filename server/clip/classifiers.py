@@ -14,17 +14,20 @@ from torch import Tensor
 
 from covervlm.server.clip.choice import BASELINES, Candidate, candidates, choose
 from covervlm.server.clip.classifier_file import ClassifierFile, on_cpu, read_classifier, sharpened
-from covervlm.server.clip.encoder.batched import BatchedEncoder, image_bytes
+from covervlm.server.clip.encoder.batched import BatchedEncoder
+from covervlm.server.clip.kept_examples import KeptExamples
 from covervlm.server.clip.labels import Labels
 from covervlm.server.clip.methods.contracts import Diverged, Examples, Fit, Head, Network, Progress
 from covervlm.server.clip.methods.registry import method_class
+from covervlm.server.clip.named import Named
 from covervlm.server.clip.numbered_labels import Numbered, numbered, shares
 from covervlm.server.clip.quotas import Quotas
 from covervlm.server.clip.report import report
-from covervlm.server.clip.tensors import BadTensors, check_embeddings, read_embeddings
+from covervlm.server.clip.sources import Sources, gathered
+from covervlm.server.clip.tensors import BadTensors
 from covervlm.server.clip.uploads import Uploads
 from covervlm.server.core.caller import Caller
-from covervlm.server.core.errors import Conflict, Damaged, InvalidRequest, NotFound
+from covervlm.server.core.errors import Conflict, Damaged, InvalidRequest
 from covervlm.server.jobs.runner import JobError, JobRunner, Reporter, Work
 from covervlm.server.store import Store
 from covervlm.server.store.records import Artifact, JobRecord
@@ -42,18 +45,19 @@ Probabilities = Literal["softmax", "sigmoid"]
 """Shares of 1 that the classes of an image compete for, or the probability of each class by itself."""
 
 
-class Classifiers:
+class Classifiers(Named):
     """Called on the event loop. A classifier belongs to the model it was made with; `model` is its public name."""
+
+    kind = "classifier"
 
     def __init__(
         self, store: Store, jobs: JobRunner, batched: BatchedEncoder, uploads: Uploads, quotas: Quotas, *, model: str
     ) -> None:
-        self._store = store
+        super().__init__(store, quotas)
         self._jobs = jobs
         self._batched = batched
         self._encoder = batched.encoder
         self._uploads = uploads
-        self._quotas = quotas
         self._model = model
 
     async def fit(
@@ -73,26 +77,21 @@ class Classifiers:
         parameters: Mapping[str, Any],
         method: str = "inmap",
         seed: int = 0,
+        keep_examples: bool = False,
     ) -> JobRecord:
-        """Start a job that learns a classifier from images or embeddings. Nothing of them is written to disk.
+        """Start a job that learns a classifier from images or embeddings. Nothing of them is written to disk, unless
+        with `keep_examples` the embeddings of up to 5,000 labelled ones.
 
         Examples come in the order images, rows (n, d), uploads, embeddings. With `labels`, the method is judged on
         held-out examples, by which it also chooses those of its parameters that are not given.
         """
         owner = caller.owner
-        await self._store.soon(self._quotas.check_classifier, self._store, owner)
-        parts = []
-        if rows is not None:
-            parts.append(check_embeddings(torch.from_numpy(rows), self._encoder.dimensions))
-        parts += [self._uploads.get(owner, upload) for upload in uploads]
-        if embeddings is not None:
-            parts.append(await asyncio.to_thread(read_embeddings, embeddings, self._encoder.dimensions))
-        count = len(images) + sum(map(len, parts))
+        await self.check_room(owner)
+        sources = await gathered(owner, self._uploads, images=images, rows=rows, uploads=uploads, embeddings=embeddings)
+        count = len(sources)
         taught = None
         if labels is not None:
-            if len(labels.labels) != count:
-                message = f"There are {count} images and embeddings, but {len(labels.labels)} labels."
-                raise InvalidRequest(message, param="labels", code="invalid_value")
+            labels.check_count(count)
             taught = await asyncio.to_thread(numbered, labels, classes=classes, label_map=label_map or {})
             classes = taught.classes
         classes = list(classes or ())
@@ -109,13 +108,12 @@ class Classifiers:
         else:
             about |= {"label_map": dict(label_map or {}), "prior": None if prior is None else dict(prior)}
             among = candidates(method, parameters)
-            learn = functools.partial(self._labelled, among, taught, expected, about)
+            learn = functools.partial(self._labelled, among, taught, expected, about, keep_examples)
 
         def work(job: str) -> Work:
-            return functools.partial(self._fit, owner, name, job, learn, text, list(images), parts)
+            return functools.partial(self._fit, owner, name, job, learn, text, sources)
 
-        size = image_bytes(images) + sum(part.nbytes for part in parts)
-        return await self._jobs.submit(caller, "classifier", work, method=method, size=size)
+        return await self._jobs.submit(caller, self.kind, work, method=method, size=sources.nbytes)
 
     def _fit(
         self,
@@ -124,15 +122,12 @@ class Classifiers:
         job: str,
         learn: Learn,
         text: Tensor,
-        images: list[Image],
-        parts: list[Tensor],
+        sources: Sources,
         report: Reporter,
     ) -> None:
         """In the jobs' thread."""
-        before = 0.5 if images else 0.0
-        if images:
-            parts = [self._batched.in_batches(self._encoder.embed_pixels, images, report), *parts]
-        features = torch.cat(parts)
+        before = sources.embedded
+        features = sources.features(self._batched, report)
         last: dict[str, float] = {}
 
         def progress(share: float, /, **figures: float) -> None:
@@ -145,7 +140,7 @@ class Classifiers:
         except Diverged as error:
             raise JobError("diverged", f"{str(error).capitalize()}.") from None
         report(1.0, phase="done", **last)
-        self._keep(owner, name, file, job=job, progress=report.progress)
+        self.keep(owner, name, file.description(), file.pack(), job=job, progress=report.progress)
 
     def _unlabelled(
         self, learner: Fit[Head], about: Mapping[str, Any], examples: Examples, progress: Progress
@@ -165,6 +160,7 @@ class Classifiers:
         taught: Numbered,
         prior: Tensor | None,
         about: Mapping[str, Any],
+        keep_examples: bool,
         examples: Examples,
         progress: Progress,
     ) -> ClassifierFile:
@@ -187,7 +183,11 @@ class Classifiers:
             "parameters": {} if learner is None else asdict(learner),
             "report": report(choice, taught, prior=prior, seed=seed),
         }
-        return self._file({**about, **chosen}, sharpened(choice.head, best.temperature), best.offsets)
+        kept = None
+        if keep_examples:
+            kept = KeptExamples.of(examples.features.cpu(), taught.labels, taught.ids, seed=seed)
+        file = self._file({**about, **chosen}, sharpened(choice.head, best.temperature), best.offsets)
+        return replace(file, examples=kept)
 
     def _file(self, about: Mapping[str, Any], head: Head | Network, offsets: Tensor | None = None) -> ClassifierFile:
         offsets = None if offsets is None else offsets.cpu()
@@ -200,34 +200,10 @@ class Classifiers:
             file = read_classifier(data)
             if file.fingerprint != self._encoder.fingerprint:
                 raise BadTensors("The classifier was made with another model than the one served.")
-            self._quotas.check_classifier(self._store, owner, len(data))
-            return self._keep(owner, name, file)
+            self._quotas.check_named(self._store, owner, self.kind, len(data))
+            return self.keep(owner, name, file.description(), file.pack())
 
         return await self._store.soon(keep)
-
-    def _keep(self, owner: str, name: str, file: ClassifierFile, **job: Any) -> Artifact:
-        """In a thread."""
-        card = file.description()
-        method = card.get("method")
-        told = method if isinstance(method, str) else None
-        data = file.pack()
-        admit = functools.partial(self._quotas.admit_classifier, size=len(data))
-        return self._store.add(owner, "classifier", card, data, name=name, method=told, admit=admit, **job)
-
-    async def all(self, owner: str) -> list[Artifact]:
-        """Oldest first."""
-        return await self._store.soon(self._store.artifacts, owner, "classifier")
-
-    async def get(self, owner: str, name: str) -> Artifact:
-        """By `name`, `name@version` or id. Raises NotFound, as everything here does."""
-        stored = await self._store.soon(self._store.find, owner, "classifier", name)
-        if stored is None:
-            raise NotFound("classifier", name)
-        return stored
-
-    async def file(self, owner: str, name: str) -> bytes:
-        """The classifier as a safetensors file."""
-        return await self._store.soon(self._store.read, await self.get(owner, name))
 
     async def load(self, owner: str, name: str) -> ClassifierFile:
         """Raises Conflict for a classifier of another model, and Damaged."""
@@ -241,10 +217,6 @@ class Classifiers:
             message = f"The classifier '{name}' was made with another model than the one served now."
             raise Conflict(message, code="other_model", param="classifier")
         return file
-
-    async def delete(self, owner: str, name: str) -> None:
-        if not await self._store.soon(self._store.delete, owner, "classifier", name):
-            raise NotFound("classifier", name)
 
     async def classify(
         self,

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from covervlm.server.core.errors import InvalidRequest
+
 
 @dataclass(frozen=True, eq=False)
 class Labels:
@@ -15,3 +17,9 @@ class Labels:
     groups: Sequence[str] | None
     ids: Sequence[str]
     place: Callable[[int, str], str]
+
+    def check_count(self, examples: int) -> None:
+        """Raises InvalidRequest unless there are so many labels."""
+        if len(self.labels) != examples:
+            message = f"There are {examples} images and embeddings, but {len(self.labels)} labels."
+            raise InvalidRequest(message, param="labels", code="invalid_value")

@@ -105,6 +105,13 @@ class LiveSession:
             self.timer.cancel()
             self.timer = None
 
+    def groups(self) -> list[dict[str, Any]]:
+        """What became of each class; nothing else may use the stream meanwhile."""
+        moved, classes = self.stream.moved(), self.session.card["classes"]
+        sizes = [None] * len(classes) if moved.sizes is None else [int(size) for size in moved.sizes.tolist()]
+        found = zip(classes, sizes, moved.drift.tolist(), strict=True)
+        return [{"label": label, "size": size, "drift": round(drift, 4)} for label, size, drift in found]
+
     def describe(self) -> dict[str, Any]:
         return describe(self.session, self.stream.observed, self.saved)
 

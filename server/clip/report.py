@@ -28,10 +28,10 @@ def report(choice: Choice, taught: Numbered, *, prior: Tensor | None, seed: int)
         "seed": seed,
         **_figures(best, taught, prior),
         "classes": [
-            {"name": name, "examples": count, **_share(share)}
+            {"name": name, "examples": count, **share_told(share)}
             for name, count, share in zip(taught.classes, counts, best.score.classes, strict=True)
         ],
-        "groups": [{"name": taught.group_names[g], **_share(share)} for g, share in best.score.groups.items()],
+        "groups": [{"name": taught.group_names[g], **share_told(share)} for g, share in best.score.groups.items()],
         "confusions": [
             {"label": taught.classes[label], "answered": taught.classes[answered], "count": count}
             for label, answered, count in best.score.confusions[:_LISTED]
@@ -43,7 +43,7 @@ def report(choice: Choice, taught: Numbered, *, prior: Tensor | None, seed: int)
                 "method": one.candidate.method,
                 "parameters": dict(one.candidate.parameters),
                 **_figures(one, taught, prior),
-                "gain": _gain(right, one.answers.cpu() == labels),
+                "gain": gain_told(right, one.answers.cpu() == labels),
             }
             for one in choice.judged
         ],
@@ -57,21 +57,23 @@ def _figures(one: Judged, taught: Numbered, prior: Tensor | None) -> dict[str, A
     by_name = by_name or list(zip(taught.classes, found.classes, strict=True))
     name, worst = min(((name, share) for name, share in by_name if share.count), key=lambda part: part[1].value)
     figures = {
-        "accuracy": _share(found.accuracy),
+        "accuracy": share_told(found.accuracy),
         "class_mean": round(found.class_mean, 4),
-        "worst_group": {"name": name, **_share(worst)},
+        "worst_group": {"name": name, **share_told(worst)},
     }
     return figures if prior is None else figures | {"expected_accuracy": round(expected_accuracy(found, prior), 4)}
 
 
-def _share(share: Share) -> dict[str, Any]:
+def share_told(share: Share) -> dict[str, Any]:
+    """As JSON, with its interval."""
     low, high = share.interval
     value = None if math.isnan(share.value) else round(share.value, 4)
     return {"value": value, "interval": [round(low, 4), round(high, 4)], "held_out": share.count}
 
 
-def _gain(right: Tensor, other: Tensor) -> dict[str, Any]:
-    difference, (low, high) = gain(right, other)
+def gain_told(better: Tensor, worse: Tensor) -> dict[str, Any]:
+    """How much more often one is right than the other, as JSON. better, worse: (m,) bool."""
+    difference, (low, high) = gain(better, worse)
     return {"value": round(difference, 4), "interval": [round(low, 4), round(high, 4)]}
 
 
@@ -95,7 +97,7 @@ def _abstaining(confidences: Tensor, right: Tensor, below: float) -> dict[str, A
     """What is left where answers of less confidence are not given."""
     kept = right[confidences >= below]
     answered = {"answered": round(len(kept) / len(right), 4)}
-    return {"abstain_below": below, **answered, "accuracy": _share(Share(int(kept.sum()), len(kept)))}
+    return {"abstain_below": below, **answered, "accuracy": share_told(Share(int(kept.sum()), len(kept)))}
 
 
 def _warnings(counts: Sequence[int], taught: Numbered) -> list[str]:

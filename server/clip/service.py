@@ -11,15 +11,17 @@ from covervlm.server.clip.classifiers import Classifiers
 from covervlm.server.clip.clusterings import Clusterings
 from covervlm.server.clip.encoder.batched import BatchedEncoder
 from covervlm.server.clip.encoder.encoder import ClipEncoder
+from covervlm.server.clip.explanations import Explanations
+from covervlm.server.clip.projections import Projections
 from covervlm.server.clip.quotas import Quotas
 from covervlm.server.clip.sessions import Sessions, SnapshotInterval
 from covervlm.server.clip.streams import Streams
 from covervlm.server.clip.uploads import Uploads
-from covervlm.server.core.errors import EngineUnavailable
+from covervlm.server.core.errors import EngineUnavailable, ResourceError
 from covervlm.server.jobs.runner import JobRunner
 from covervlm.server.store import Store
 from covervlm.server.store.database import Database, StoreError
-from covervlm.server.store.records import JOB_STATES
+from covervlm.server.store.records import JOB_STATES, Artifact
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ class ClipService:
     uploads: Uploads
     batched: BatchedEncoder
     classifiers: Classifiers
+    explanations: Explanations
+    projections: Projections
     clusterings: Clusterings
     sessions: Sessions
     streams: Streams
@@ -82,6 +86,8 @@ class ClipService:
             self.batched = BatchedEncoder(self.encoder)
             self.uploads = Uploads(quotas.upload_bytes, self.encoder.dimensions)
             self.classifiers = Classifiers(store, self.jobs, self.batched, self.uploads, quotas, model=model)
+            self.explanations = Explanations(self.classifiers, self.batched)
+            self.projections = Projections(store, self.jobs, self.batched, self.uploads, quotas, model=model)
             self.clusterings = Clusterings(self.jobs, self.batched)
             self.sessions = Sessions(store, self._interval)
             self.streams = Streams(store, self.sessions, self.batched, quotas, model=model)
@@ -107,6 +113,16 @@ class ClipService:
             await self.sessions.stop()
             await asyncio.to_thread(self.store.close)
             self.batched.close()
+
+    async def spaces(self, owner: str) -> list[Artifact]:
+        """The owner's projections, oldest first: models that embed, too.
+
+        None before the service starts, nor while the store cannot be read: whoever chats still wants to see the models.
+        """
+        try:
+            return await self.projections.all(owner) if self._state == "ready" else []
+        except ResourceError:
+            return []
 
     @property
     def dimensions(self) -> int:

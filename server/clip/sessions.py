@@ -90,6 +90,13 @@ class Sessions:
         """What the session is and how far it is. NotFound also where it belongs to somebody else."""
         return (await self._find(owner, session)).describe()
 
+    @_to_its_end
+    async def look(self, owner: str, session: str) -> dict[str, Any]:
+        """The same with `groups`: how far each class has moved and, where they are counted, its images."""
+        async with self._locked(owner, session) as live:
+            groups = await asyncio.get_running_loop().run_in_executor(self._pool, live.groups)
+            return {**live.describe(), "groups": groups}
+
     async def all(self, owner: str) -> list[dict[str, Any]]:
         """Oldest first."""
         entries = []

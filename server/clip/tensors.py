@@ -30,7 +30,10 @@ class BadTensors(InvalidRequest):
 
 
 def read_embeddings(data: bytes, dimensions: int) -> Tensor:
-    """A .npy array or a .safetensors file with one tensor, as (n, dimensions) float32 with rows of unit length."""
+    """A .npy array or a .safetensors file with one tensor, as float32 with rows of unit length.
+
+    (n, dimensions), or (n, 2, dimensions) where the file has two views of each image.
+    """
     if data[:6] == b"\x93NUMPY":
         rows = _read_npy(data)
     else:
@@ -38,9 +41,24 @@ def read_embeddings(data: bytes, dimensions: int) -> Tensor:
         if len(tensors) != 1:
             raise BadTensors(f"The .safetensors file must hold one tensor of embeddings, not {len(tensors)}.")
         rows = next(iter(tensors.values()))
-    if rows.ndim != 2 or rows.dtype not in _FLOATS:
-        raise BadTensors("Embeddings must be a two-dimensional array of floats: images times dimensions.")
-    return check_embeddings(rows.float(), dimensions)
+    if rows.dtype not in _FLOATS or not (rows.ndim == 2 or (rows.ndim == 3 and rows.shape[1] == 2)):
+        raise BadTensors(
+            "Embeddings must be a two-dimensional array of floats, images times dimensions, or with two views of each "
+            "image (images, 2, dimensions)."
+        )
+    return check_embeddings(rows.float().flatten(0, -2), dimensions).reshape(rows.shape)
+
+
+def check_views(rows: Tensor, views: int) -> None:
+    """BadTensors unless rows are (n, d), or for two views (n, 2, d) of which not all are the same twice."""
+    if rows.ndim != views + 1:
+        raise BadTensors(
+            "The embeddings hold one view of each image; this method needs two, as (images, 2, dimensions)."
+            if views == 2
+            else "The embeddings hold two views of each image; this method takes one, as (images, dimensions)."
+        )
+    if views == 2 and torch.equal(rows[:, 0], rows[:, 1]):
+        raise BadTensors("The second views are the first ones again; two different views of each image are needed.")
 
 
 def _read_npy(data: bytes) -> Tensor:

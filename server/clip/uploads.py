@@ -33,15 +33,15 @@ class Uploads:
 
     def __init__(self, max_bytes: int, dimensions: int, *, lifetime: float = 3600) -> None:
         self._max_bytes = max_bytes
-        self._dimensions = dimensions
+        self.dimensions = dimensions
         self._lifetime = lifetime
         self._uploads: OrderedDict[str, _Upload] = OrderedDict()
         self._lock = threading.Lock()
 
-    async def read(self, owner: str, data: bytes) -> tuple[str, int]:
-        """Keep the embeddings in a file: an id, and the number of images. Raises BadTensors or QuotaExceeded."""
-        rows = await asyncio.to_thread(read_embeddings, data, self._dimensions)
-        return self._add(owner, rows), len(rows)
+    async def read(self, owner: str, data: bytes) -> tuple[str, Tensor]:
+        """Keep the embeddings in a file: an id, and the rows as kept. Raises BadTensors or QuotaExceeded."""
+        rows = await asyncio.to_thread(read_embeddings, data, self.dimensions)
+        return self._add(owner, rows), rows
 
     def _add(self, owner: str, rows: Tensor) -> str:
         upload = _Upload(owner, rows, time.monotonic() + self._lifetime)

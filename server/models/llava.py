@@ -10,7 +10,7 @@ from transformers import CLIPVisionConfig
 from transformers.activations import ACT2FN
 
 from covervlm.server.models.base import Adapter, Architecture, Box, ImageTokens, Layout, Part
-from covervlm.server.models.pictures import Cost, crop_cost, crop_pixels
+from covervlm.server.models.pictures import Cost, crop_box, crop_cost, crop_pixels
 
 _TOWERS = {"clip_vision_model": "default", "siglip_vision_model": "full"}
 """Towers by what `vision_feature_select_strategy` must be: CLIP's first token is none of the image, SigLIP's is."""
@@ -62,14 +62,7 @@ class Llava(Architecture):
 
     def box(self, width: int, height: int, image_processor: Any) -> Box | None:
         """What of an image the tower sees: beyond the image where it is padded."""
-        seen_width, seen_height = float(width), float(height)
-        if getattr(image_processor, "do_pad", False):
-            seen_width = seen_height = float(max(width, height))
-        elif image_processor.do_center_crop and image_processor.size.shortest_edge:
-            scale = min(width, height) / image_processor.size.shortest_edge
-            seen_width, seen_height = image_processor.crop_size.width * scale, image_processor.crop_size.height * scale
-        left, top = (width - seen_width) / 2, (height - seen_height) / 2
-        return left, top, left + seen_width, top + seen_height
+        return crop_box(width, height, image_processor)
 
     def cost(self, width: int, height: int, image_processor: Any, *, frames: int | None = None) -> Cost:
         return crop_cost(width, height, image_processor)

@@ -100,6 +100,18 @@ def crop_pixels(image: Image.Image, processor: Any) -> Tensor:
     return _numbers([_cropped(image, processor)], 1, processor)[0]
 
 
+def crop_box(width: int, height: int, processor: Any) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom): what of an image `crop_pixels` leaves, beyond the image where it is padded."""
+    seen_width, seen_height = float(width), float(height)
+    if getattr(processor, "do_pad", False):
+        seen_width = seen_height = float(max(width, height))
+    elif processor.do_center_crop and processor.size.shortest_edge:
+        scale = min(width, height) / processor.size.shortest_edge
+        seen_width, seen_height = processor.crop_size.width * scale, processor.crop_size.height * scale
+    left, top = (width - seen_width) / 2, (height - seen_height) / 2
+    return left, top, left + seen_width, top + seen_height
+
+
 def tile_cost(width: int, height: int, processor: Any) -> Cost:
     """What `tile_pixels` takes. Raises InvalidRequest."""
     (tall, wide), (_, across), base, side = _tiling(width, height, processor)

@@ -172,6 +172,65 @@ def test_a_forgotten_upload_is_gone(ask, features):
         ask(lambda client: client.classifiers.delete_embeddings(upload.id))
 
 
+def test_a_space_for_search_is_learned_embeds_by_its_name_and_is_deleted(ask, features):
+    labels = [str(number % 4) for number in range(12)]
+    name = f"{ask.kind}-space"
+    views = numpy.stack([features, features.flip(1)], axis=1)
+    upload = ask(lambda client: client.classifiers.upload_embeddings(views))
+    assert (upload.images, upload.views) == (12, 2)
+    ways = (
+        {"images": PICTURES, "labels": labels},
+        {"embeddings": features.numpy(), "labels": labels, "ids": [f"p{i}" for i in range(12)]},
+        {"uploads": [upload], "labels": labels, "method": "coins"},
+        {"images": PICTURES, "method": "kda"},
+    )
+    for number, arguments in enumerate(ways, 1):
+        job = ask(
+            lambda client, arguments=arguments: client.projections.train(name, parameters={"epochs": 2}, **arguments)
+        )
+        assert ask(lambda client, job=job: client.jobs.wait(job, timeout=120)) == f"{name}@{number}"
+    space = ask(lambda client: client.projections.get(f"{name}@1"))
+    assert (space.report["held_out"], space.model) == (12, f"demo-clip/{name}@1")
+    embedded = ask(lambda client: client.embed_images(PICTURES[0], model=space.model))
+    assert (embedded.model, len(embedded[0])) == (space.model, 64)
+    assert [one.version for one in ask(lambda client: client.projections.list()) if one.name == name] == [1, 2, 3, 4]
+    assert space.model in [model.id for model in ask(lambda client: client.models())]
+    ask(lambda client: client.projections.delete(name))
+    with pytest.raises(clients.NotFoundError):
+        ask(lambda client: client.embed_images(PICTURES[0], model=space.model))
+    with pytest.raises(ValueError, match="12 images"):
+        ask(lambda client: client.projections.train(name, labels[:3], PICTURES))
+
+
+def test_why_a_label_is_told_and_drawn(ask, features):
+    name = f"{ask.kind}-why"
+    labels = [str(number % 2) for number in range(12)]
+    job = ask(
+        lambda client: client.classifiers.train(
+            name, labels, PICTURES, method="mlp", parameters={"epochs": 3}, keep_examples=True
+        )
+    )
+    ask(lambda client: client.jobs.wait(job, timeout=120))
+    why = ask(lambda client: client.explain(name, PICTURES[3], words=["red", "star"], neighbours=2))
+    assert sum(why.contributions) + why.constant == pytest.approx(why.difference, abs=1e-4)
+    assert ([near.id for near in why.neighbours][:1], len(why.neighbours), why.examples) == (["3"], 2, 12)
+    assert (set(why.words), why.region.distance > 0, {why.label, why.against}) == ({"red", "star"}, True, {"0", "1"})
+    assert why.overlay(PICTURES[3]).size == PICTURES[3].size
+    plain = ask(lambda client: client.explain(name, embedding=features[3], label="1", against="0"))
+    assert (plain.words, plain.unexplained, plain.patches, plain.label) == (None, None, None, "1")
+    with pytest.raises(ValueError, match="no patches"):
+        plain.overlay(PICTURES[3])
+    ask(lambda client: client.classifiers.delete(name))
+
+
+def test_a_stream_tells_its_groups(ask):
+    stream = ask(lambda client: client.streams.create(SHAPES, 10))
+    assert stream.groups == ()
+    groups = ask(lambda client: client.streams.get(stream)).groups
+    assert [(group.label, group.size, group.drift) for group in groups] == [(name, None, 0) for name in SHAPES]
+    ask(lambda client: client.streams.delete(stream))
+
+
 def test_a_session_labels_as_onzeta_does_and_a_repeated_key_teaches_nothing(ask, encoder, features):
     stream = OnlineZeroShot(class_proxies(encoder.embed_texts, SHAPES), 10)
     expected = [stream.observe(row).combined for row in features]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from covervlm.clients.overlay import DIM, OUTLINE, draw_overlay
+from covervlm.clients.overlay import DIM, OUTLINE, draw_evidence, draw_overlay
 
 
 def drawn(size, grid, kept, **options):
@@ -82,3 +82,25 @@ def test_a_grid_may_reach_beyond_the_picture():
 def test_places_outside_the_grid_are_an_error(kept):
     with pytest.raises(ValueError, match="3 x 4"):
         drawn((80, 60), (3, 4), kept)
+
+
+def test_evidence_keeps_the_strongest_patch_bright_and_dims_what_speaks_against():
+    image = Image.new("RGB", (40, 20), (200, 100, 40))
+    drawn = draw_evidence(image, [[1.0, 0.5, 0.0, -3.0]], box=(0, 0, 40, 20))
+    bright, half, none, against = (drawn.getpixel((10 * column + 5, 10)) for column in range(4))
+    assert bright == (200, 100, 40)
+    assert none == against == tuple(round(value * DIM) for value in bright)
+    for value, whole, least in zip(half, bright, none, strict=True):
+        assert value == pytest.approx((whole + least) / 2, abs=2)
+
+
+def test_evidence_outside_the_picture_is_not_drawn_and_all_against_is_dim_throughout():
+    image = Image.new("RGB", (16, 32), (100, 100, 100))
+    drawn = draw_evidence(image, [[-1.0, -2.0]], box=(-8, 0, 24, 32))
+    assert set(drawn.getdata()) == {(25, 25, 25)}
+
+
+@pytest.mark.parametrize("values", [[], [[]], [[1.0], [1.0, 2.0]]])
+def test_values_that_are_no_grid_are_refused(values):
+    with pytest.raises(ValueError, match="rows of the same length"):
+        draw_evidence(Image.new("RGB", (8, 8)), values)

@@ -8,7 +8,10 @@ from PIL import Image, ImageChops
 from tests.e2e.documented import Block, blocks, sections
 from tests.e2e.run_documented import ROOT, Workspace, config_file
 
-DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("client", "command-line", "training"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("client", "command-line", "training", "search", "explain")),
+]
 README = DOCUMENTS[0].read_text(encoding="utf-8")
 
 

@@ -3,12 +3,12 @@
 import asyncio
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from covervlm.server.api.body import BodyRoute
 from covervlm.server.api.errors import RESPONSES
 from covervlm.server.api.image_inputs import load_images
+from covervlm.server.api.learning import learned_from
 from covervlm.server.api.openapi import FILE_ANSWER, FILE_BODY
 from covervlm.server.api.routes.embeddings import check_model
 from covervlm.server.api.routes.jobs import JobStatus, status
@@ -19,19 +19,14 @@ from covervlm.server.api.wire.classifiers import (
     ClassifierList,
     ClassifierRequest,
     ClassifyRequest,
-    Deleted,
-    Name,
-    UploadCard,
-    decoded,
     has_labels,
 )
+from covervlm.server.api.wire.examples import Name, UploadCard
 from covervlm.server.api.wire.listing import listing
 from covervlm.server.api.wire.methods import OneOf
+from covervlm.server.api.wire.trained import Deleted
 from covervlm.server.clip.encoder.templates import ENSEMBLE
-from covervlm.server.clip.labels import Labels
-from covervlm.server.core.errors import InvalidRequest
 from covervlm.server.media.images import ImageLoader
-from covervlm.server.store.records import Artifact
 
 if TYPE_CHECKING:
     from covervlm.server.clip.service import ClipService
@@ -80,36 +75,15 @@ def router(service: "ClipService", loader: ImageLoader) -> APIRouter:
         """Start a job that learns the next version of a classifier; GET /v1/jobs/{id} follows it."""
         check_model(body.model, service)
         await service.ready()
-        if not body.examples and not body.images and body.embeddings is None and not body.uploads:
-            raise InvalidRequest("No images: give 'examples', 'images', 'embeddings' or 'uploads'.", param="images")
-        order = body.in_order()
-        pictures = [(body.examples[i].image, f"examples[{i}].image") for i in order]
-        given = [(image, place) for image, place in pictures if image is not None]
-        given += [(image, f"images[{i}]") for i, image in enumerate(body.images)]
-        labels = await asyncio.to_thread(_labels, body, order)
-        rows = await asyncio.to_thread(_rows, body, order, service.dimensions)
-        images = await load_images(
-            loader, [image for image, _ in given], [place for _, place in given], request.state.caller
-        )
-        embeddings = None
-        if body.embeddings is not None:
-            embeddings = await asyncio.to_thread(decoded, body.embeddings, "embeddings")
-        chosen = body.parameters.model_dump(exclude_unset=True) if body.parameters else {}
+        given = await learned_from(body, loader, request.state.caller, service.dimensions, groups=body.groups)
         job = await service.classifiers.fit(
             request.state.caller,
             body.name,
             classes=body.classes,
             templates=tuple(body.templates or ENSEMBLE),
-            images=images,
-            rows=rows,
-            embeddings=embeddings,
-            uploads=body.uploads,
-            labels=labels,
-            label_map=body.label_map,
             prior=body.prior,
-            parameters=chosen,
-            method=body.method,
-            seed=body.seed,
+            keep_examples=body.keep_examples,
+            **given,
         )
         return status(job)
 
@@ -118,7 +92,9 @@ def router(service: "ClipService", loader: ImageLoader) -> APIRouter:
         """Every version, oldest first, without their reports."""
         await service.ready()
         entries = await service.classifiers.all(request.state.caller.owner)
-        return await listing(lambda: (_card(entry, brief=True) for entry in entries), ClassifierList(data=[]))
+        return await listing(
+            lambda: (ClassifierCard.of(entry, brief=True) for entry in entries), ClassifierList(data=[])
+        )
 
     @routes.get("/classifiers/{name}", response_model=ClassifierCard)
     async def retrieve_classifier(name: str, request: Request) -> Response:
@@ -126,7 +102,7 @@ def router(service: "ClipService", loader: ImageLoader) -> APIRouter:
         await service.ready()
         entry = await service.classifiers.get(request.state.caller.owner, name)
         # A report on thousands of classes takes longer than others should wait.
-        card = await asyncio.to_thread(lambda: _card(entry).model_dump_json())
+        card = await asyncio.to_thread(lambda: ClassifierCard.of(entry).model_dump_json())
         return Response(card, media_type="application/json")
 
     @routes.get("/classifiers/{name}/file", response_class=Response, responses=FILE_ANSWER)
@@ -139,7 +115,7 @@ def router(service: "ClipService", loader: ImageLoader) -> APIRouter:
     async def upload_classifier(name: Name, request: Request) -> ClassifierCard:
         """Keep a classifier from a file that this API gave out, as the next version of a name."""
         await service.ready()
-        return _card(await service.classifiers.add(request.state.caller.owner, name, await request.body()))
+        return ClassifierCard.of(await service.classifiers.add(request.state.caller.owner, name, await request.body()))
 
     @routes.delete("/classifiers/{name}")
     async def delete_classifier(name: str, request: Request) -> Deleted:
@@ -152,8 +128,8 @@ def router(service: "ClipService", loader: ImageLoader) -> APIRouter:
     async def upload_embeddings(request: Request) -> UploadCard:
         """A .npy or .safetensors file of embeddings as the request's body, for later jobs."""
         await service.ready()
-        upload, images = await service.uploads.read(request.state.caller.owner, await request.body())
-        return UploadCard(id=upload, images=images, dimensions=service.dimensions)
+        upload, rows = await service.uploads.read(request.state.caller.owner, await request.body())
+        return UploadCard(id=upload, images=len(rows), views=rows.ndim - 1, dimensions=service.dimensions)
 
     @routes.delete("/embeddings/uploads/{upload}")
     async def delete_embeddings(upload: str, request: Request) -> Deleted:
@@ -167,40 +143,3 @@ def router(service: "ClipService", loader: ImageLoader) -> APIRouter:
 def tensors_file(data: bytes, name: str) -> Response:
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     return Response(data, media_type="application/octet-stream", headers=headers)
-
-
-def _card(entry: Artifact, *, brief: bool = False) -> ClassifierCard:
-    about = {key: value for key, value in entry.card.items() if not (brief and key == "report")}
-    return ClassifierCard(
-        id=entry.id,
-        name=entry.name or "",
-        version=entry.version,
-        created=int(entry.created),
-        bytes=entry.size,
-        about=about,
-    )
-
-
-def _labels(body: ClassifierRequest, order: list[int]) -> Labels | None:
-    """In the order of the features. In a thread."""
-    if not body.labelled:
-        return None
-    if body.labels is not None:
-        ids = body.ids or [str(i) for i in range(len(body.labels))]
-        return Labels(body.labels, body.groups, ids, lambda row, field: f"{field}s[{row}]")
-    examples = [body.examples[i] for i in order]
-    groups = [example.group or "" for example in examples]
-    return Labels(
-        [example.label for example in examples],
-        groups if any(example.group is not None for example in examples) else None,
-        [str(i) if example.id is None else example.id for i, example in zip(order, examples, strict=True)],
-        lambda row, field: f"examples[{order[row]}].{field}",
-    )
-
-
-def _rows(body: ClassifierRequest, order: list[int], dimensions: int) -> np.ndarray | None:
-    """(n, dimensions) of the examples that come as embeddings. In a thread."""
-    rows = [
-        body.examples[i].row(dimensions, f"examples[{i}].embedding") for i in order if body.examples[i].image is None
-    ]
-    return np.stack(rows) if rows else None

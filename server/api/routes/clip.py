@@ -1,10 +1,10 @@
-"""All routes of the CLIP model: embeddings, labels and classifiers, streams, clusterings, and their jobs."""
+"""All routes of the CLIP model: embeddings, classifiers, projections, streams, clusterings, and their jobs."""
 
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
 
-from covervlm.server.api.routes import classifiers, clusterings, embeddings, jobs, streams
+from covervlm.server.api.routes import classifiers, clusterings, embeddings, explanations, jobs, projections, streams
 from covervlm.server.asking.asker import Asker
 from covervlm.server.core.errors import ResourceError
 from covervlm.server.media.images import ImageLoader
@@ -12,7 +12,15 @@ from covervlm.server.media.images import ImageLoader
 if TYPE_CHECKING:
     from covervlm.server.clip.service import ClipService
 
-PLACES = ("/v1/embeddings", "/v1/classify", "/v1/classifiers", "/v1/streams", "/v1/clusterings", "/v1/jobs")
+PLACES = (
+    "/v1/embeddings",
+    "/v1/classify",
+    "/v1/classifiers",
+    "/v1/projections",
+    "/v1/streams",
+    "/v1/clusterings",
+    "/v1/jobs",
+)
 """Every path of these routes is one of these or below one."""
 
 
@@ -27,6 +35,8 @@ def routers(service: "ClipService", loader: ImageLoader, ask: Asker) -> list[API
     return [
         embeddings.router(service, loader),
         classifiers.router(service, loader),
+        explanations.router(service, loader),
+        projections.router(service, loader),
         streams.router(service, loader),
         clusterings.router(service, loader, ask),
         jobs.router(service),

@@ -14,7 +14,7 @@ from covervlm.server.api.errors import MODEL_NOT_FOUND, RESPONSES, UNSUPPORTED_P
 from covervlm.server.api.image_inputs import ImageInput, load_images
 from covervlm.server.api.wire.chat_request import ImageContent, Text, TextContent, items
 from covervlm.server.api.wire.listing import listing
-from covervlm.server.core.errors import InvalidRequest
+from covervlm.server.core.errors import InvalidRequest, NotFound
 from covervlm.server.core.wire import Wire, one_of
 from covervlm.server.media.images import ImageLoader
 
@@ -124,18 +124,34 @@ def check_model(name: str | None, service: "ClipService") -> None:
         raise InvalidRequest(message, param="model", code=MODEL_NOT_FOUND)
 
 
+def projection_of(model: str | None, service: "ClipService") -> str | None:
+    """The projection's name in `MODEL/NAME`, None for other names."""
+    prefix = f"{service.name}/"
+    return model.removeprefix(prefix) if model is not None and model.startswith(prefix) else None
+
+
 def router(service: "ClipService", loader: ImageLoader) -> APIRouter:
     routes = APIRouter(tags=["embeddings"], responses=RESPONSES, route_class=BodyRoute)
 
     @routes.post("/v1/embeddings", response_model=EmbeddingList)
     async def create_embeddings(body: EmbeddingRequest, request: Request) -> Response:
         """Vectors of texts and images; cosine similarity compares them across both."""
-        check_model(body.model, service)
+        name = projection_of(body.model, service)
+        if name is None:
+            check_model(body.model, service)
         await service.ready()
-        if body.dimensions not in (None, service.dimensions):
+        model, dimensions, project = service.name, service.dimensions, None
+        if name is not None:
+            try:
+                stored, projection = await service.projections.load(request.state.caller.owner, name)
+            except NotFound:
+                check_model(body.model, service)
+                raise
+            model, dimensions, project = f"{service.name}/{stored.reference}", len(projection.matrix), projection.embed
+        if body.dimensions not in (None, dimensions):
             message = (
-                f"'dimensions' is not supported: this model's embeddings have {service.dimensions}, and were not "
-                "trained to be cut off."
+                f"'dimensions' is not supported: this model's embeddings have {dimensions}, and were not trained to be "
+                "cut off."
             )
             raise InvalidRequest(message, param="dimensions", code=UNSUPPORTED_PARAMETER)
         inputs = list(body.inputs())
@@ -143,14 +159,14 @@ def router(service: "ClipService", loader: ImageLoader) -> APIRouter:
         pictures = await load_images(loader, list(images.values()), list(images), request.state.caller)
         loaded = dict(zip(images, pictures, strict=True))
         mixed = {place: loaded[place] if text is None else text for place, text, _ in inputs}
-        embedded = await service.batched.embed(request.state.caller, mixed)
+        embedded = await service.batched.embed(request.state.caller, mixed, project=project)
         usage = EmbeddingUsage(prompt_tokens=embedded.tokens, total_tokens=embedded.tokens)
         return await listing(
             lambda: (
                 Embedding(index=i, embedding=_encoded(vector, body.encoding_format))
                 for i, vector in enumerate(embedded.vectors)
             ),
-            EmbeddingList(data=[], model=service.name, usage=usage),
+            EmbeddingList(data=[], model=model, usage=usage),
         )
 
     return routes

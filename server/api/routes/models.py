@@ -1,15 +1,20 @@
-"""GET /v1/models: the served model, its names that carry a budget, such as demo:64, and the model that embeds."""
+"""GET /v1/models: the served model, its names that carry a budget, such as demo:64, and those that embed."""
 
 import time
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from covervlm.server.api.errors import RESPONSES
 from covervlm.server.api.preparation import ChatDefaults, budget_in_name
+from covervlm.server.api.routes.embeddings import projection_of
 from covervlm.server.core.engine import Engine
+from covervlm.server.store.records import Artifact
+
+if TYPE_CHECKING:
+    from covervlm.server.clip.service import ClipService
 
 
 class ModelCard(BaseModel):
@@ -17,7 +22,7 @@ class ModelCard(BaseModel):
 
     `vision_tokens` is null where it depends on the image. `method`, and `keep_tokens` or `keep_ratio`, are what a
     request gets that has no budget of its own; both are null where nothing is pruned then, or where `adaptive_budget`,
-    the least and the most tokens, follows the load. The model that embeds has none of these.
+    the least and the most tokens, follows the load. Models that embed have none of these.
     """
 
     id: str
@@ -43,7 +48,7 @@ def router(
     defaults: ChatDefaults,
     budget_aliases: Sequence[int],
     adaptive: tuple[int, int] | None = None,
-    embedding_model: str | None = None,
+    clip: "ClipService | None" = None,
 ) -> APIRouter:
     routes = APIRouter(tags=["models"], responses=RESPONSES)
     created = int(time.time())
@@ -62,18 +67,31 @@ def router(
             adaptive_budget=None if budget else adaptive,
         )
 
-    embedding = [ModelCard(id=embedding_model, created=created, root=embedding_model)] if embedding_model else []
+    def embedding(service: "ClipService") -> ModelCard:
+        return ModelCard(id=service.name, created=created, root=service.name)
+
+    def projection(service: "ClipService", name: str, stored: Artifact) -> ModelCard:
+        return ModelCard(id=f"{service.name}/{name}", created=int(stored.created), root=service.name)
 
     @routes.get("/v1/models/", include_in_schema=False)
     @routes.get("/v1/models")
-    async def list_models() -> ModelList:
-        aliases = [card(f"{served}:{budget}", budget) for budget in budget_aliases]
-        return ModelList(data=[card(served, None), *aliases, *embedding])
+    async def list_models(request: Request) -> ModelList:
+        cards = [card(served, None), *(card(f"{served}:{budget}", budget) for budget in budget_aliases)]
+        if clip is not None:
+            own = {
+                name: one for one in await clip.spaces(request.state.caller.owner) for name in (one.name, one.reference)
+            }
+            cards += [embedding(clip), *(projection(clip, str(name), one) for name, one in own.items())]
+        return ModelList(data=cards)
 
     @routes.get("/v1/models/{model:path}")
-    async def retrieve_model(model: str) -> ModelCard:
-        if model == embedding_model:
-            return embedding[0]
+    async def retrieve_model(model: str, request: Request) -> ModelCard:
+        if clip is not None and model == clip.name:
+            return embedding(clip)
+        if clip is not None and (name := projection_of(model, clip)) is not None:
+            for one in reversed(await clip.spaces(request.state.caller.owner)):
+                if name in (one.name, one.reference):
+                    return projection(clip, name, one)
         return card(model, budget_in_name(model, served))
 
     return routes

@@ -15,9 +15,10 @@ from covervlm.server.api.openapi import FILE_ANSWER, FILE_BODY
 from covervlm.server.api.routes.classifiers import tensors_file
 from covervlm.server.api.routes.embeddings import check_model
 from covervlm.server.api.wire.chat_request import Text, Wire, items
-from covervlm.server.api.wire.classifiers import Classes, Classification, Deleted, Templates, check_answer_size
+from covervlm.server.api.wire.classifiers import Classes, Classification, Templates, check_answer_size
 from covervlm.server.api.wire.listing import listing
 from covervlm.server.api.wire.methods import MethodBody, OneOf
+from covervlm.server.api.wire.trained import Deleted
 from covervlm.server.clip.encoder.templates import ENSEMBLE
 from covervlm.server.media.images import ImageLoader
 
@@ -49,6 +50,22 @@ class StreamState(BaseModel):
     observed: int
     snapshot_observed: int
     past_horizon: bool
+
+
+class StreamGroup(BaseModel):
+    """A class as the stream has it now.
+
+    drift: from its text, from 0 to 2: one less their cosine. size: images of the group, at most as many as the horizon;
+    null where the method counts none.
+    """
+
+    label: str
+    size: int | None
+    drift: float
+
+
+class StreamDetails(StreamState):
+    groups: list[StreamGroup]
 
 
 class StreamList(BaseModel):
@@ -111,10 +128,15 @@ def router(service: "ClipService", loader: ImageLoader) -> APIRouter:
         streams = await service.sessions.all(request.state.caller.owner)
         return await listing(lambda: map(_state, streams), StreamList(data=[]))
 
-    @routes.get("/{stream}")
-    async def retrieve_stream(stream: str, request: Request) -> StreamState:
+    @routes.get("/{stream}", response_model=StreamDetails)
+    async def retrieve_stream(stream: str, request: Request) -> Response:
+        """How far the stream is, how large its groups are, and how far they have moved."""
         await service.ready()
-        return _state(await service.sessions.describe(request.state.caller.owner, stream))
+        found = await service.sessions.look(request.state.caller.owner, stream)
+        content = await asyncio.to_thread(
+            lambda: StreamDetails(**{**found, "created": int(found["created"])}).model_dump_json()
+        )
+        return Response(content, media_type="application/json")
 
     @routes.post("/{stream}/observe", response_model=Observation)
     async def observe(

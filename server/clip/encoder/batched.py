@@ -3,7 +3,7 @@
 import asyncio
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from covervlm.server.clip.encoder.encoder import ClipEncoder, ForeignTokens, TextTooLong
 from covervlm.server.clip.encoder.micro_batcher import MicroBatcher
+from covervlm.server.clip.encoder.patches import patch_rows
 from covervlm.server.clip.encoder.templates import check_class_names, check_templates, prompts
 from covervlm.server.core.caller import Caller
 from covervlm.server.core.errors import InvalidRequest
@@ -61,15 +62,27 @@ class BatchedEncoder:
         self._model_thread.shutdown(wait=True)
         self._preprocess.shutdown(wait=True)
 
-    async def embed(self, caller: Caller, inputs: Mapping[str, str | list[int] | Image]) -> Embeddings:
-        """Texts, token ids and images by their places in the request, in order. Raises InvalidRequest, naming one."""
+    async def embed(
+        self,
+        caller: Caller,
+        inputs: Mapping[str, str | list[int] | Image],
+        *,
+        project: Callable[[Tensor], Tensor] | None = None,
+    ) -> Embeddings:
+        """Texts, token ids and images by their places in the request, in order. Raises InvalidRequest, naming one.
+
+        project: from vectors (n, d) to those that are answered.
+        """
         texts = {place: item for place, item in inputs.items() if isinstance(item, str | list)}
         images = {place: item for place, item in inputs.items() if not isinstance(item, str | list)}
         text_rows, tokens = await self.texts(list(texts.values()), owner=caller.owner, param=list(texts).__getitem__)
         image_rows = await self.images(list(images.values()), caller=caller)
         rows: dict[str, Tensor] = dict(zip(texts, text_rows, strict=True))
         rows |= dict(zip(images, image_rows, strict=True))
-        return Embeddings([rows[place].numpy().astype("<f4").tobytes() for place in inputs], tokens)
+        vectors: Iterable[Tensor] = (rows[place] for place in inputs)
+        if project is not None:
+            vectors = await asyncio.to_thread(project, torch.stack(list(vectors)))
+        return Embeddings([vector.numpy().astype("<f4").tobytes() for vector in vectors], tokens)
 
     async def images(self, images: Sequence[Image], *, caller: Caller) -> list[Tensor]:
         """A unit vector (d,) of each image. Raises EngineOverloaded where there is no memory for the pixels."""
@@ -82,6 +95,12 @@ class BatchedEncoder:
                 rows += await self._pixels(pixels, owner=caller.owner)
                 del pixels
         return rows
+
+    async def patches(self, image: Image, *, caller: Caller) -> tuple[Tensor, tuple[int, int]] | None:
+        """(rows * columns, d) unit vectors of an image's patches and (rows, columns), or None: see `patch_rows`."""
+        pixels = await self._preprocessed(image, caller)
+        work = functools.partial(patch_rows, self.encoder.model, pixels)
+        return await asyncio.get_running_loop().run_in_executor(self._model_thread, work)
 
     async def _preprocessed(self, image: Image, caller: Caller) -> Tensor:
         async with self._turns.turn(caller.owner, shares=caller.has_key):

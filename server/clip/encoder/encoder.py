@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from covervlm.server.clip.encoder.prompt_tower import PromptTower
-from covervlm.server.models.pictures import Cost, crop_cost, crop_pixels
+from covervlm.server.models.pictures import Cost, crop_box, crop_cost, crop_pixels
 from covervlm.server.models.processor import CHARACTERS_PER_TOKEN
 
 
@@ -96,6 +96,10 @@ class ClipEncoder:
     def cost(self, width: int, height: int) -> Cost:
         """What `preprocess` takes for an image of this size. Raises InvalidRequest for one that is too narrow."""
         return crop_cost(width, height, self._prototypes["image_processor"])
+
+    def box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) of what `preprocess` leaves of an image of this size, in its pixels."""
+        return crop_box(width, height, self._prototypes["image_processor"])
 
     def _own(self, name: str) -> Any:
         """This thread's copy of the tokenizer or the image processor: both keep mutable state."""

@@ -9,7 +9,17 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from covervlm.server.clip.methods.contracts import Group, Groups, Pictures, Placed, Progress, Stream, check_text, silent
+from covervlm.server.clip.methods.contracts import (
+    Group,
+    Groups,
+    Moved,
+    Pictures,
+    Placed,
+    Progress,
+    Stream,
+    check_text,
+    silent,
+)
 from covervlm.server.clip.methods.epochs import shuffled
 from covervlm.server.clip.methods.kmeans import choose_clusters, kmeans
 
@@ -123,6 +133,7 @@ class GroupStream:
         self._temperature = method.temperature
         self._horizon = horizon
         self._observed = 0
+        self._start = centers
         self._groups = OnlineKMeans(centers, n=horizon, ratio=method.ratio, dual_step=self._dual_step)
 
     @property
@@ -149,6 +160,9 @@ class GroupStream:
         self._groups.counts.clamp_max_(self._horizon)
         self._observed += len(features)
         return labels
+
+    def moved(self) -> Moved:
+        return Moved.of(self._groups.centers, self._start, self._groups.counts)
 
     def snapshot(self) -> GroupState:
         groups = self._groups

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar, get_type_hints
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
-from torch.nn.functional import linear, normalize, relu
+from torch.nn.functional import cosine_similarity, linear, normalize, relu
 
 from covervlm.server.clip.methods.kmeans import choose_clusters, kmeans
 
@@ -192,6 +192,23 @@ class Prediction(Protocol):
     def combined(self) -> Tensor: ...
 
 
+@dataclass(frozen=True, eq=False)
+class Moved:
+    """What became of a stream's classes or groups since its start, (K,) each.
+
+    drift: one less the cosine of what is learned of them and their text; 0 for no move, 1 for a right angle. sizes: how
+    many images each holds, where the method counts them.
+    """
+
+    drift: Tensor
+    sizes: Tensor | None = None
+
+    @classmethod
+    def of(cls, now: Tensor, start: Tensor, sizes: Tensor | None = None) -> "Moved":
+        """now, start: (d, K)."""
+        return cls((1 - cosine_similarity(now, start, dim=0)).clamp_min(0), sizes)
+
+
 class RunningStream(Protocol):
     """One stream, used by one thread at a time. States are values of the method's `state` class."""
 
@@ -201,6 +218,9 @@ class RunningStream(Protocol):
 
     def observe(self, feature: Tensor) -> Prediction:
         """Answer one unit-length image (d,), then learn from it. ValueError, and no update, where it does not fit."""
+
+    def moved(self) -> Moved:
+        """How far what is learned has moved from the text, and how large the groups are."""
 
     def snapshot(self) -> Any:
         """A copy of the state, which later images do not touch."""

@@ -8,7 +8,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from covervlm.server.clip.methods.contracts import Stream, check_text
+from covervlm.server.clip.methods.contracts import Moved, Stream, check_text
 
 MOST_RHO = 1e9
 MOST_OBSERVED = 10**15
@@ -125,6 +125,9 @@ class OnlineZeroShot:
         self._vision.div_(column_lengths(self._vision).clamp_min_(1e-12))
         self._observed = seen
         return OnlinePrediction(index=seen - 1, text=text, vision=vision, combined=combined)
+
+    def moved(self) -> Moved:
+        return Moved.of(self._vision, self._text)
 
     def snapshot(self) -> OnlineState:
         """A copy of the state, which later images do not touch."""

@@ -92,7 +92,9 @@ def walk(client, path):
 
 def post(client, path, body):
     content = json.dumps(body)
-    return client.post(path.format(stream="none"), content=content, headers={"Content-Type": "application/json"})
+    return client.post(
+        path.format(stream="none", name="none"), content=content, headers={"Content-Type": "application/json"}
+    )
 
 
 def test_the_walk_reaches_what_is_deep_inside(client):
@@ -132,7 +134,9 @@ def test_numbers_beyond_all_bounds_are_answered(client, path, number):
     for way in walk(client, path):
         content = json.dumps(replaced(GOOD[path], (), with_value(GOOD[path], way, "NUMBER")))
         content = content.replace('"NUMBER"', "9" * 4000 if isinstance(number, int) else json.dumps(number))
-        answer = client.post(path.format(stream="none"), content=content, headers={"Content-Type": "application/json"})
+        answer = client.post(
+            path.format(stream="none", name="none"), content=content, headers={"Content-Type": "application/json"}
+        )
         assert answer.status_code < 500, (way, answer.text)
 
 

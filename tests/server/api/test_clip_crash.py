@@ -29,7 +29,7 @@ def server(folder: Path) -> Iterator[tuple[httpx.Client, subprocess.Popen]]:
         process.wait()
 
 
-def test_a_killed_server_comes_back_with_its_classifiers_jobs_and_sessions(tmp_path):
+def test_a_killed_server_comes_back_with_its_classifiers_projections_jobs_and_sessions(tmp_path):
     observe = "/v1/streams/{}/observe"
     keys = [{"Idempotency-Key": str(i)} for i in range(3)]
     batches = [[noise(100 * i + j) for j in range(n)] for i, n in enumerate((40, 30, 5))]
@@ -52,6 +52,12 @@ def test_a_killed_server_comes_back_with_its_classifiers_jobs_and_sessions(tmp_p
         while client.get(f"/v1/jobs/{second}").json()["finished"] is None:
             time.sleep(0.05)
         labels = client.post("/v1/classify", json={"images": urls(2), "classifier": "shapes@2"}).json()
+        space = {"name": "space", "examples": examples, "parameters": {"epochs": 1}}
+        third = client.post("/v1/projections", json=space).json()["id"]
+        while client.get(f"/v1/jobs/{third}").json()["finished"] is None:
+            time.sleep(0.05)
+        asked = {"model": "demo-clip/space", "input": "a star"}
+        vector = client.post("/v1/embeddings", json=asked).json()
         running = client.post("/v1/classifiers", json=long).json()["id"]
         waiting = client.post("/v1/classifiers", json=labelled).json()["id"]
         while client.get(f"/v1/jobs/{running}").json()["state"] != "running":
@@ -69,6 +75,9 @@ def test_a_killed_server_comes_back_with_its_classifiers_jobs_and_sessions(tmp_p
         for name in ("shapes@2", "shapes"):
             assert client.post("/v1/classify", json={"images": urls(2), "classifier": name}).json() == labels
         assert client.get("/v1/classifiers/shapes").json()["about"]["report"]["held_out"] == 8
+        assert client.post("/v1/embeddings", json=asked).json() == vector
+        assert [card["version"] for card in client.get("/v1/projections").json()["data"]] == [1]
+        assert "demo-clip/space" in [card["id"] for card in client.get("/v1/models").json()["data"]]
         state = client.get(f"/v1/streams/{session}").json()
         assert state["observed"] == state["snapshot_observed"] == 70
         for images, key, answer in zip(batches[:2], keys[:2], answers, strict=True):

@@ -57,6 +57,8 @@ GOOD = {
     "/v1/embeddings": {"model": "demo-clip", "input": ["red", PART], "encoding_format": "float", "dimensions": None},
     "/v1/classify": {"model": "demo-clip", "images": [PIXEL, PART], **CLASSES, "top": 2},
     "/v1/classifiers": {"name": "a", "images": [PIXEL], **CLASSES, "parameters": {"iterations": 3}},
+    "/v1/classifiers/{name}/explain": {"image": PIXEL, "label": "red", "words": ["bright"], "neighbours": 2, "top": 1},
+    "/v1/projections": {"name": "a", "method": "kda", "images": [PIXEL], "parameters": {"epochs": 1, "dimensions": 2}},
     "/v1/streams": {**CLASSES, "horizon": 5, "parameters": {"beta": 0.5}},
     "/v1/streams/{stream}/observe": {"images": [PIXEL], "top": 2},
     "/v1/clusterings": {"images": [PIXEL, PIXEL], "aspect": "color", "words": ["red", "blue"], "seed": 1},
@@ -120,7 +122,7 @@ WORTHLESS = {
 @pytest.mark.parametrize("path", GOOD)
 @pytest.mark.parametrize("kind", WORTHLESS)
 def test_a_worthless_body_is_a_400(client, session, path, kind):
-    url = path.format(stream=session)
+    url = path.format(stream=session, name="a")
     answer = client.post(url, content=WORTHLESS[kind], headers={"Content-Type": "application/json"})
     assert error(answer, 400)["type"] == "invalid_request_error"
 
@@ -130,7 +132,7 @@ def test_a_worthless_body_is_a_400(client, session, path, kind):
     "kind", ["text/plain", "application/xml", "multipart/form-data; boundary=x", "image/png", ";", ""]
 )
 def test_a_good_body_of_another_type_is_a_400_that_says_which_to_send(client, session, path, kind):
-    url = path.format(stream=session)
+    url = path.format(stream=session, name="a")
     answer = client.post(url, content=json.dumps(GOOD[path]), headers={"Content-Type": kind})
     assert "application/json" in error(answer, 400)["message"]
 
@@ -163,7 +165,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("path", GOOD)
 def test_no_value_anywhere_in_a_good_body_brings_a_5xx(client, session, path):
-    url = path.format(stream=session)
+    url = path.format(stream=session, name="a")
     failures, statuses = [], set()
     for way in leaves(GOOD[path]):
         for value in HOSTILE:

@@ -37,6 +37,9 @@ def things(client) -> dict[str, str]:
     body = {"name": "mine", **CLASSES, "uploads": [upload], "parameters": {"iterations": 2}}
     job = client.post("/v1/classifiers", json=body, headers=ONE).json()["id"]
     assert finished(client, job, headers=ONE)["state"] == "succeeded"
+    body = {"name": "mine", "method": "kda", "uploads": [upload], "parameters": {"epochs": 1}}
+    space = client.post("/v1/projections", json=body, headers=ONE).json()["id"]
+    assert finished(client, space, headers=ONE)["state"] == "succeeded"
     session = client.post("/v1/streams", json={**CLASSES, "horizon": 5}, headers=ONE).json()["id"]
     return {"upload": upload, "job": job, "name": "mine", "stream": session}
 
@@ -52,6 +55,7 @@ def test_a_stranger_learns_nothing_of_what_there_is(client, things):
     assert len(named) > 10
     bodies = {
         "/v1/streams/{stream}/observe": {"json": {"images": ["data:,"]}},
+        "/v1/classifiers/{name}/explain": {"json": {"embedding": [1.0] * 64}},
         "/v1/streams/{stream}/snapshot": {
             "content": client.get(f"/v1/streams/{things['stream']}/snapshot", headers=ONE).content
         },
@@ -67,11 +71,11 @@ def test_a_stranger_learns_nothing_of_what_there_is(client, things):
         assert theirs.status_code == nobodys.status_code == 404, (method, path, theirs.text)
         hide = "|".join([*things.values(), "nothing"])
         assert re.sub(hide, "", theirs.text) == re.sub(hide, "", nobodys.text), (method, path)
-    for kind, name in (("jobs", "job"), ("classifiers", "name"), ("streams", "stream")):
+    for kind, name in (("jobs", "job"), ("classifiers", "name"), ("projections", "name"), ("streams", "stream")):
         assert client.get(f"/v1/{kind}/{things[name]}", headers=ONE).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/classifiers", "/v1/streams"])
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/classifiers", "/v1/projections", "/v1/streams"])
 def test_lists_hold_what_is_ones_own(client, things, path):
     assert client.get(path, headers=ONE).json()["data"]
     assert client.get(path, headers=TWO).json()["data"] == []
@@ -81,6 +85,9 @@ def test_anothers_things_cannot_be_used_by_name(client, things, red_png):
     body = {"classifier": things["name"], "images": [red_png]}
     assert client.post("/v1/classify", json=body, headers=ONE).status_code == 200
     assert client.post("/v1/classify", json=body, headers=TWO).status_code == 404
+    body = {"model": f"demo-clip/{things['name']}", "input": "x"}
+    assert client.post("/v1/embeddings", json=body, headers=ONE).status_code == 200
+    assert client.post("/v1/embeddings", json=body, headers=TWO).status_code == 404
     body = {"name": "theirs", **CLASSES, "uploads": [things["upload"]]}
     assert client.post("/v1/classifiers", json=body, headers=TWO).status_code == 404
 

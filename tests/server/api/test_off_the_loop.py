@@ -71,6 +71,15 @@ def test_no_route_asks_the_disk_on_the_event_loop(tmp_path, on_the_loop):
         call("PUT", files, names={"name": "copy"}, content=file)
         call("DELETE", f"{fits}/{{name}}", names={"name": "copy"})
         call("POST", "/v1/classify", json={"images": urls(1), "classifier": "mine"})
+        call("POST", f"{fits}/{{name}}/explain", names={"name": "mine"}, json={"image": urls(1)[0], "words": ["red"]})
+        body = {"name": "space", "method": "kda", "images": urls(2), "parameters": {"epochs": 1}}
+        finished(client, call("POST", "/v1/projections", json=body).json()["id"])
+        call("GET", "/v1/projections")
+        call("GET", "/v1/projections/{name}", names={"name": "space"})
+        for way in ("", "/demo-clip/space"):
+            assert client.get(f"/v1/models{way}").is_success
+        assert client.post("/v1/embeddings", json={"model": "demo-clip/space", "input": "x"}).is_success
+        call("DELETE", "/v1/projections/{name}", names={"name": "space"})
         session = call("POST", sessions, json={"classes": SHAPES, "horizon": 5}).json()["id"]
         named = {"names": {"stream": session}}
         call("POST", f"{sessions}/{{stream}}/observe", **named, json={"images": urls(1)})
@@ -88,7 +97,9 @@ def test_no_route_asks_the_disk_on_the_event_loop(tmp_path, on_the_loop):
             (method, path)
             for path, operations in client.app.openapi()["paths"].items()
             for method in operations
-            if path.startswith(("/v1/classify", "/v1/classifiers", "/v1/streams", "/v1/jobs", "/v1/clusterings"))
+            if path.startswith(
+                ("/v1/classify", "/v1/classifiers", "/v1/streams", "/v1/jobs", "/v1/clusterings", "/v1/projections")
+            )
         }
         assert documented <= called
     assert on_the_loop == []

@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 
 from covervlm.server import create_app
 from covervlm.server.clip.encoder.encoder import ClipEncoder
+from covervlm.server.clip.methods.coke import CoKe
 from covervlm.server.clip.methods.onzeta import OnlineZeroShot
 from covervlm.server.clip.tensors import pack, unpack
 from covervlm.server.demo import clip_path
@@ -241,3 +242,34 @@ def test_a_snapshot_is_taken_on_its_own_within_about_a_second(client):
     session = opened(client)
     observe(client, session, urls(1))
     wait_for(lambda: client.get(f"{SESSIONS}/{session}").json()["snapshot_observed"] == 1, seconds=20)
+
+
+def test_group_sizes_and_drift_are_told_as_groups_hold_them(client):
+    """By a plain loop over CoKe's own answers: how many each group got, and how far its centre went from the text."""
+    encoder = ClipEncoder(str(clip_path()), device="cpu")
+    text = class_proxies(encoder.embed_texts, SHAPES)
+    rows = encoder.embed_pixels([encoder.preprocess(scene.image) for scene in scenes(12)])
+    session = opened(client, method="coke", horizon=50)
+    before = client.get(f"{SESSIONS}/{session}").json()["groups"]
+    assert [(one["label"], one["size"], one["drift"]) for one in before] == [(name, 0, 0) for name in SHAPES]
+    stream = CoKe().open(text, 50)
+    labels = [stream.observe(row).label for row in rows]
+    observe(client, session, urls(12))
+    after = client.get(f"{SESSIONS}/{session}").json()["groups"]
+    assert [one["size"] for one in after] == [labels.count(number) for number in range(len(SHAPES))]
+    centers = stream.snapshot().centers
+    for number, one in enumerate(after):
+        assert one["drift"] == pytest.approx(1 - float(centers[:, number] @ text[:, number]), abs=1e-3)
+    assert "groups" not in client.get(SESSIONS).json()["data"][0]
+
+
+def test_onzeta_counts_no_sizes_and_tells_its_drift(client):
+    session = opened(client)
+    observe(client, session, urls(5))
+    groups = client.get(f"{SESSIONS}/{session}").json()["groups"]
+    state = load(client.get(f"{SESSIONS}/{session}/snapshot").content)
+    encoder = ClipEncoder(str(clip_path()), device="cpu")
+    text = class_proxies(encoder.embed_texts, SHAPES)
+    for number, one in enumerate(groups):
+        expected = 1 - float(state["vision_proxies"][:, number] @ text[:, number])
+        assert (one["size"], one["drift"]) == (None, pytest.approx(expected, abs=1e-3))

@@ -43,6 +43,7 @@ BODIES = {
     "/v1/embeddings": (lambda *pictures: {"input": [part(url) for url in pictures]}, "input[1].image_url.url"),
     "/v1/classify": (classify, "images[1]"),
     "/v1/classifiers": (lambda *pictures: {"name": "c", **classify(*pictures)}, "images[1]"),
+    "/v1/projections": (lambda *pictures: {"name": "p", "method": "kda", "images": pictures}, "images[1]"),
     "/v1/clusterings": (
         lambda *pictures: {"images": pictures, "aspect": "color", "words": ["red", "blue"]},
         "images[1]",

@@ -1,0 +1,107 @@
+"""Spaces for search that the server learns from examples, each an embedding model of its own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import quote
+
+from covervlm.clients.calls import Call, given
+from covervlm.clients.embeddings import Matrix
+from covervlm.clients.examples import Upload, labelled, vectors
+from covervlm.clients.images import Images
+from covervlm.clients.jobs import RESULTS, Job
+from covervlm.clients.methods import Asyncio, Blocking, method
+from covervlm.clients.records import Record
+
+_PATH = "/v1/projections"
+
+RESULTS["projection"] = lambda body: str(body["projection"])
+
+
+@dataclass(frozen=True)
+class SearchSpace(Record):
+    """A stored projection; `name@version` names it for good, `name` the newest version.
+
+    model: what `embed_images` and `embed_texts`, or any OpenAI client, take to embed in it. created: Unix time. about:
+    method, parameters, number of images, ...
+    """
+
+    id: str
+    name: str
+    version: int
+    model: str
+    created: int
+    bytes: int
+    about: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def report(self) -> Mapping[str, Any]:
+        """Recall and NMI on labels that it has not seen, beside the unprojected embeddings; empty in lists."""
+        report: Mapping[str, Any] = self.about.get("report", {})
+        return report
+
+
+def train(
+    name: str,
+    labels: Sequence[str] | None = None,
+    images: Images = None,
+    *,
+    embeddings: Matrix | None = None,
+    uploads: Sequence[str | Upload] = (),
+    ids: Sequence[str] | None = None,
+    label_map: Mapping[str, str] | None = None,
+    method: Literal["soft_triple", "coins", "kda"] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    model: str | None = None,
+    timeout: float | None = None,
+) -> Call[Job[str]]:
+    """Start a job that learns a space for search from labelled images, or from the embeddings of such images.
+
+    labels, ids: one for each image, or each row of `uploads` and then of `embeddings`; images of one label are to be
+    found by each other. method: `soft_triple` (default), `coins` (finer than its labels; embeddings of two views each,
+    (n, 2, d)) or `kda` (fewer dimensions, without labels as well). label_map: from labels to what is learned from; it
+    is judged by the labels. The job's result is `name@version`; `get(...).report` tells what it is worth.
+    """
+    body = {
+        "name": name,
+        "seed": seed,
+        **labelled(labels, images, ids=ids),
+        **vectors(embeddings, uploads),
+        **given(label_map=label_map, method=method, parameters=parameters, model=model),
+    }
+    return Call("POST", _PATH, Job[str].read, body, timeout=timeout, repeatable=False)
+
+
+def get(name: str) -> Call[SearchSpace]:
+    """A stored projection: the newest version of `name`, or that of `name@version`."""
+    return Call("GET", _place(name), SearchSpace.read)
+
+
+def list_all() -> Call[list[SearchSpace]]:
+    """Every version of all projections of this API key, without their reports."""
+    return Call("GET", _PATH, SearchSpace.read_list)
+
+
+def delete(name: str) -> Call[None]:
+    """Delete all versions of `name`, or that of `name@version`."""
+    return Call("DELETE", _place(name), lambda body: None)
+
+
+class _Methods:
+    train = method(train)
+    get = method(get)
+    list = method(list_all)
+    delete = method(delete)
+
+
+class Projections(_Methods, Blocking):
+    """client.projections: learn, list and delete; `client.embed_images` uses them by their `model`."""
+
+
+class AsyncProjections(_Methods, Asyncio):
+    """The same for asyncio."""
+
+
+def _place(name: str) -> str:
+    return f"{_PATH}/{quote(name, safe='')}"
