@@ -38,6 +38,13 @@ class PruneInput:
     cls_attention: Tensor | None = None
     seed: int = 0
 
+    @property
+    def places(self) -> Tensor:
+        """(allowed tokens,) int64, ascending: where the tokens that may be kept stand."""
+        if self.allowed is None:
+            return torch.arange(len(self.tokens), device=self.tokens.device)
+        return self.allowed.nonzero().flatten()
+
 
 @dataclass(frozen=True, eq=False)
 class Selection:
