@@ -19,6 +19,7 @@ class DivPrune(Pruner):
     smallest distance to the picks so far is largest. The lowest index wins ties.
     """
 
+    joins_crops: ClassVar[bool] = True
     view: ClassVar[View] = staticmethod(plain)
 
     def pick(self, inputs: Sequence[PruneInput], counts: Sequence[int], objective: Objective) -> list[Tensor]:
