@@ -3,6 +3,7 @@
     python benchmarks/selection.py                  all sizes, table to the screen and results/selection.md, plot
     python benchmarks/selection.py --quick          the three smallest sizes
     python benchmarks/selection.py --plot docs/selection.png
+    python benchmarks/selection.py --methods        every pruning method whole, at two sizes, beside the affinity
 
 "plain" is the formula and the loop as one would write them in torch first: normalise, two products, two softmaxes;
 then a full scan of the matrix per pick. Both sides take turns, each turn a block of consecutive calls, and figures
@@ -13,6 +14,7 @@ otherwise the run says so. About four minutes on two cores, nearly all of it pla
 """
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -23,6 +25,7 @@ import torch
 from torch.nn.functional import normalize
 
 from covervlm.kernels import coverage_affinity, greedy_max_coverage, warm_up
+from covervlm.pruners import Objective, PruneInput, get_pruner, pruner_names
 
 SIZES = [(1, 576, 64), (1, 576, 192), (5, 576, 32), (1, 1024, 205), (1, 2880, 160), (1, 2880, 640), (1, 4096, 820)]
 WIDTHS = (1024, 4096)
@@ -155,6 +158,36 @@ def batch_ratio(device: str) -> float:
     return singles / batch
 
 
+def methods_table(device: str) -> str:
+    """Milliseconds of every method's own work at two sizes, and how many times MMTok's that is.
+
+    `pick` alone, with the objective's affinity where a method builds on it; the coverage that a report gives of any
+    method's choice takes the affinity's time on top.
+    """
+    names = [name for name in pruner_names() if name != "none"]
+    columns = []
+    for n, k in ((576, 64), (2880, 160)):
+        text, tokens, features = (one[0] for one in scene(1, n, 1024, device))
+        attention = torch.rand(n, generator=torch.Generator().manual_seed(0)).to(device)
+        grid = (24, n // 24)
+        image = PruneInput(tokens, features, text, grid=grid, cls_attention=attention / attention.sum())
+        products = [lambda: coverage_affinity(text, tokens, features, check_finite=False)]
+        calls = products + [lambda name=name: _picks(name, image, k) for name in names]  # type: ignore[misc]
+        columns.append(medians(calls, device, turns=7 if n < 2000 else 3))
+    lines = ["| method | 576 -> 64 | times mmtok | 2,880 -> 160 | times mmtok |", "| --- | --- | --- | --- | --- |"]
+    for row, name in enumerate(["(affinity)", *names]):
+        cells = [f"{times[row]:.1f} | {times[row] / times[1 + names.index('mmtok')]:.2f}" for times in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _picks(name: str, image: PruneInput, count: int) -> None:
+    pruner = get_pruner(name)
+    builds_on_it = name in ("mmtok", "vision_coverage", "text_coverage")
+    taus = {"tau_text": pruner.tau_text, "tau_vision": pruner.tau_vision, "alpha": pruner.alpha}
+    pruner.pick([image], [count], Objective([image] if builds_on_it else [], **taus))
+
+
 def table(rows: list[Row]) -> str:
     lines = [
         "| images x n -> k | d | affinity plain | affinity | greedy plain | greedy | greedy ratio | affinity ratio "
@@ -200,7 +233,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the three smallest sizes only")
     parser.add_argument("--plot", type=Path, default=Path("results/selection.png"))
+    parser.add_argument("--methods", action="store_true", help="time every pruning method, and nothing else")
     arguments = parser.parse_args()
+    if arguments.methods:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        warm_up(device)
+        load = os.getloadavg()[0]
+        print(f"{device}, {torch.get_num_threads()} threads, load average {load:.1f}; ms\n\n{methods_table(device)}")
+        return
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     report = []
     for device in devices:

@@ -13,11 +13,20 @@ from covervlm.kernels.backends import load_backend
 class Backend(Protocol):
     """One way to run the greedy; the edge rules are settled before it is called."""
 
-    def select(self, affinity: Tensor, counts: Tensor, allowed: Tensor, width: int, check_finite: bool) -> Tensor:
+    def select(
+        self,
+        affinity: Tensor,
+        counts: Tensor,
+        allowed: Tensor,
+        width: int,
+        check_finite: bool,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """Pick counts[b] columns of each item, highest gain first and the lowest index on ties.
 
         affinity: (B, rows, n) float32. counts: (B,) int64, at most the number of allowed columns and at most width.
-        allowed: (B, n) bool, contiguous. Returns (B, width) int64, -1 past counts[b].
+        allowed: (B, n) bool, contiguous. weights: (B, n) float32, contiguous, by which gains count; None for 1.
+        Returns (B, width) int64, -1 past counts[b].
         """
         ...
 
@@ -29,6 +38,7 @@ def greedy_max_coverage(
     *,
     allowed: Tensor | None = None,
     columns: Sequence[int] | Tensor | None = None,
+    weights: Tensor | None = None,
     backend: str = "auto",
     check_finite: bool = True,
 ) -> Tensor:
@@ -38,6 +48,7 @@ def greedy_max_coverage(
     k: how many to pick, or for a batch one count per item.
     allowed: (n,) or (B, n) bool, False for columns that must not be picked.
     columns: (B,) real columns of each item of a batch that is padded to a common n; padding is never picked.
+    weights: (n,) or (B, n), at least 0, by which each column's gain counts in the choice; None for all alike.
     backend: "torch", the plain loop; "numba", lazy on the CPU; "triton", one launch on CUDA; "auto", by the device.
     check_finite: whether to look for NaN and infinity; without, no backend fails on them, but picks mean nothing.
 
@@ -75,7 +86,8 @@ def greedy_max_coverage(
         wanted = torch.where(heeded, torch.minimum(wanted, left), wanted)
 
     implementation: Backend = load_backend("greedy", backend, device)
-    picks = implementation.select(matrices, wanted, mask, width, check_finite)
+    by = None if weights is None else _weights(weights, affinity)
+    picks = implementation.select(matrices, wanted, mask, width, check_finite, by)
     if not single:
         return picks
     return picks[0] if allowed is None else picks[0, : int(wanted[0])]
@@ -121,3 +133,11 @@ def _mask(allowed: Tensor, affinity: Tensor) -> Tensor:
         got = f"{allowed.dtype} of shape {tuple(allowed.shape)}" if isinstance(allowed, Tensor) else repr(allowed)
         raise ValueError(f"allowed must be bool of shape {tuple(shape)}, got {got}")
     return allowed.to(affinity.device).reshape(-1, affinity.shape[-1])
+
+
+def _weights(weights: Tensor, affinity: Tensor) -> Tensor:
+    shape = affinity.shape[:-2] + affinity.shape[-1:]
+    if not isinstance(weights, Tensor) or not weights.is_floating_point() or weights.shape != shape:
+        got = f"{weights.dtype} of shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else repr(weights)
+        raise ValueError(f"weights must be floating-point numbers of shape {tuple(shape)}, got {got}")
+    return weights.to(affinity.device, torch.float32).reshape(-1, affinity.shape[-1]).contiguous()

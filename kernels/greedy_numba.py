@@ -60,7 +60,7 @@ def _highest(gains):  # type: ignore[no-untyped-def]
 
 
 @_compiled()
-def _select_one(columns, count, allowed, picks, check_finite):  # type: ignore[no-untyped-def]
+def _select_one(columns, count, allowed, picks, check_finite, weights):  # type: ignore[no-untyped-def]
     n, rows = columns.shape
     covered = np.zeros(rows, np.float32)
     gains = np.full(n, np.float32(-1))  # less than any gain: must not be picked
@@ -68,7 +68,7 @@ def _select_one(columns, count, allowed, picks, check_finite):  # type: ignore[n
         if check_finite and not _is_finite(columns[j]):
             return False
         if allowed[j]:
-            gains[j] = _gain(columns[j], covered)
+            gains[j] = weights[j] * _gain(columns[j], covered)
 
     second = -1
     for step in range(count):
@@ -76,11 +76,11 @@ def _select_one(columns, count, allowed, picks, check_finite):  # type: ignore[n
         second = -1
         if step > 0:
             first = best
-            most = gains[first] = _gain(columns[first], covered)
+            most = gains[first] = weights[first] * _gain(columns[first], covered)
             for j in range(n):
                 # An equal bound can win only from a lower index.
                 if gains[j] >= most and j != first and (gains[j] > most or j < best):
-                    gain = gains[j] = _gain(columns[j], covered)
+                    gain = gains[j] = weights[j] * _gain(columns[j], covered)
                     if gain > most or (gain == most and j < best):
                         best, most, second = j, gain, best
                     elif second < 0 or gain > gains[second]:
@@ -94,10 +94,10 @@ def _select_one(columns, count, allowed, picks, check_finite):  # type: ignore[n
 
 
 @_compiled()
-def _select_share(columns, counts, allowed, picks, check_finite, first, stride):  # type: ignore[no-untyped-def]
+def _select_share(columns, counts, allowed, picks, check_finite, weights, first, stride):  # type: ignore[no-untyped-def]
     finite = True
     for item in range(first, columns.shape[0], stride):
-        finite &= _select_one(columns[item], counts[item], allowed[item], picks[item], check_finite)
+        finite &= _select_one(columns[item], counts[item], allowed[item], picks[item], check_finite, weights[item])
     return finite
 
 
@@ -109,11 +109,15 @@ def _pool() -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
 
 
-def select(affinity: Tensor, counts: Tensor, allowed: Tensor, width: int, check_finite: bool) -> Tensor:
+def select(
+    affinity: Tensor, counts: Tensor, allowed: Tensor, width: int, check_finite: bool, weights: Tensor | None = None
+) -> Tensor:
     """Pick counts[b] of the allowed columns of each item; see `greedy_max_coverage.Backend`."""
     picks = torch.full((affinity.shape[0], width), -1, dtype=torch.int64)
     columns = affinity.mT.contiguous()
-    shared = (columns.numpy(), counts.contiguous().numpy(), allowed.contiguous().numpy(), picks.numpy(), check_finite)
+    weighed = torch.ones(allowed.shape) if weights is None else weights
+    given = (counts.contiguous().numpy(), allowed.contiguous().numpy(), picks.numpy(), check_finite, weighed.numpy())
+    shared = (columns.numpy(), *given)
     threads = max(1, min(affinity.shape[0], torch.get_num_threads()))
     rest = [_pool().submit(_select_share, *shared, first, threads) for first in range(1, threads)]
     finite = _select_share(*shared, 0, threads)

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 
-def select(affinity: Tensor, counts: Tensor, allowed: Tensor, width: int, check_finite: bool) -> Tensor:
+def select(
+    affinity: Tensor, counts: Tensor, allowed: Tensor, width: int, check_finite: bool, weights: Tensor | None = None
+) -> Tensor:
     """Pick counts[b] of the allowed columns of each item; see `greedy_max_coverage.Backend`."""
     if check_finite and not bool(affinity.isfinite().all()):
         raise ValueError("affinity must be finite, but holds NaN or infinity")
@@ -14,7 +16,10 @@ def select(affinity: Tensor, counts: Tensor, allowed: Tensor, width: int, check_
     free = allowed.clone()
     picks = torch.full((columns.shape[0], width), -1, dtype=torch.int64, device=columns.device)
     for step in range(width):
-        gains = (columns - covered).clamp_(min=0).sum(dim=2).masked_fill_(~free, -1.0)
+        gains = (columns - covered).clamp_(min=0).sum(dim=2)
+        if weights is not None:
+            gains *= weights
+        gains.masked_fill_(~free, -1.0)
         # argmax may return any of several equal maxima; the first is what the greedy is defined by.
         best = (gains == gains.amax(dim=1, keepdim=True)).int().argmax(dim=1, keepdim=True)
         covered = torch.maximum(covered, columns.take_along_dim(best[:, :, None], dim=1))

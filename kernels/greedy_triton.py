@@ -57,6 +57,7 @@ def greedy_kernel(  # type: ignore[no-untyped-def]
     covered,
     messages,
     evaluations,
+    weights,
     n,
     rows,
     width,
@@ -69,6 +70,7 @@ def greedy_kernel(  # type: ignore[no-untyped-def]
     BLOCKS: tl.constexpr,
     LANES: tl.constexpr,
     COUNT: tl.constexpr,
+    WEIGHTED: tl.constexpr,
 ):
     """Pick counts[item] columns of every item; grid (programs, items), each program owning GROUPS * TOGETHER columns.
 
@@ -106,6 +108,8 @@ def greedy_kernel(  # type: ignore[no-untyped-def]
                 )
                 excess += tl.maximum(value - have[None, :], 0.0)
             gains = tl.sum(excess, axis=1)
+            if WEIGHTED:
+                gains *= tl.load(weights + item * n + column, mask=column < n, other=0.0)
             fresh = (gains.to(tl.int32, bitcast=True).to(tl.int64) << 32) | ((column ^ _LAST).to(tl.int64) << 1) | 1
             keys = tl.where((groups == group) & (keys >= 0), fresh[None, :], keys)
             top = tl.max(keys)
@@ -176,15 +180,24 @@ def plan(n: int, rows: int, items: int, capacity: int) -> Plan:
     return Plan(programs, groups, together, block, triton.cdiv(rows, block), lanes)
 
 
-def select(affinity: Tensor, counts: Tensor, allowed: Tensor, width: int, check_finite: bool) -> Tensor:
+def select(
+    affinity: Tensor, counts: Tensor, allowed: Tensor, width: int, check_finite: bool, weights: Tensor | None = None
+) -> Tensor:
     """Pick counts[b] of the allowed columns of each item; see `greedy_max_coverage.Backend`."""
     if check_finite and not bool(affinity.isfinite().all()):
         raise ValueError("affinity must be finite, but holds NaN or infinity")
-    return launch(affinity, counts, allowed, width)[0]
+    return launch(affinity, counts, allowed, width, weights=weights)[0]
 
 
 def launch(
-    affinity: Tensor, counts: Tensor, allowed: Tensor, width: int, *, capacity: int | None = None, count: bool = False
+    affinity: Tensor,
+    counts: Tensor,
+    allowed: Tensor,
+    width: int,
+    *,
+    weights: Tensor | None = None,
+    capacity: int | None = None,
+    count: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One launch over the whole batch: the picks (B, width) and the groups evaluated (B, width, programs) if counted.
 
@@ -212,6 +225,7 @@ def launch(
                 covered,
                 messages,
                 evaluations,
+                columns if weights is None else weights,
                 n,
                 rows,
                 width,
@@ -219,6 +233,7 @@ def launch(
                 columns.stride(1),
                 chosen.programs,
                 COUNT=count,
+                WEIGHTED=weights is not None,
                 **chosen.constants,
                 **chosen.options,
             )

@@ -7,9 +7,10 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from covervlm.kernels import coverage_affinity, greedy_max_coverage
@@ -37,6 +38,13 @@ class PruneInput:
     grid: tuple[int, int] | None = None
     cls_attention: Tensor | None = None
     seed: int = 0
+
+    @property
+    def places(self) -> Tensor:
+        """(allowed tokens,) int64, ascending: where the tokens that may be kept stand."""
+        if self.allowed is None:
+            return torch.arange(len(self.tokens), device=self.tokens.device)
+        return self.allowed.nonzero().flatten()
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,15 +125,17 @@ class Objective:
 class Pruner:
     """A pruning method. Subclasses are frozen dataclasses whose further fields are the method's own parameters.
 
+    Requests may set them: numbers, texts or booleans with defaults, within the bounds of their annotations.
+
     tau_text, tau_vision, alpha: parameters of the MMTok objective, which every method reports as its coverage and
     the coverage methods maximise; all positive.
 
     A subclass sets the class attributes below where they differ and implements `pick`.
     """
 
-    tau_text: float = 0.02
-    tau_vision: float = 0.2
-    alpha: float = 0.5
+    tau_text: Annotated[float, Ge(0.001), Le(100)] = 0.02
+    tau_vision: Annotated[float, Ge(0.001), Le(100)] = 0.2
+    alpha: Annotated[float, Ge(0.001), Le(1000)] = 0.5
 
     uses_text: ClassVar[bool] = False
     """Whether the choice depends on the question; if not, one image's selection serves every question."""
@@ -133,6 +143,8 @@ class Pruner:
     """Whether `PruneInput.cls_attention` must be present."""
     nested: ClassVar[bool] = True
     """Whether `pick` with a smaller count returns the first picks of a larger one, as a coverage budget needs."""
+    joins_crops: ClassVar[bool] = False
+    """Whether the method's release picks over all crops of an image at once, which the released recipe follows."""
 
     def __post_init__(self) -> None:
         for name in ("tau_text", "tau_vision", "alpha"):

@@ -2,70 +2,82 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from covervlm.pruners.base import Objective, PruneInput, Pruner, highest
+from covervlm.pruners.similarity import View, plain, scaled
 
 _RANK_TOLERANCE = 1e-10
+_ROWS_AT_ONCE = 32
+"""Kernel rows of one product: those of the likeliest next picks, since one row at a time is read, not computed."""
 
 
 @dataclass(frozen=True)
 class CDPruner(Pruner):
     """Greedy MAP of a determinantal point process with kernel diag(r) S diag(r).
 
-    S: cosine similarity of the vision features. r: relevance, the mean cosine similarity of a projector output to the
+    S: cosine similarity of the projector outputs. r: relevance, the mean cosine similarity of a projector output to the
     question's words, scaled to [0, 1] over the allowed tokens; 1 everywhere without text or where all are alike.
     Tokens that add no volume (the kernel's rank is spent) follow in order of relevance.
+
+    relevance: "words" are the language model's embeddings of them. The release asks CLIP's text tower instead, which
+    the checkpoints served here do not have; its figures are those of another method.
     """
 
+    relevance: Literal["words"] = "words"
+
     uses_text: ClassVar[bool] = True
+    view: ClassVar[View] = staticmethod(plain)
 
     def pick(self, inputs: Sequence[PruneInput], counts: Sequence[int], objective: Objective) -> list[Tensor]:
         picks = []
         for image, count in zip(inputs, counts, strict=True):
-            places = torch.arange(len(image.tokens), device=image.tokens.device)
-            if image.allowed is not None:
-                places = places[image.allowed]
-            weights = relevance(image.tokens[places], image.text)
-            features = normalize(image.features[places].double(), dim=1, eps=1e-8)
-            similarity = (features @ features.T).fill_diagonal_(1.0)  # exactly 1, so that rounding decides no tie
-            picks.append(places[greedy_map(weights[:, None] * similarity * weights, count)])
+            places = image.places
+            tokens = image.tokens[places]
+            units, weights = self.view(tokens)
+            picks.append(places[_greedy_map(units, weights * _relevance(tokens, image.text), count)])
         return picks
 
 
-def relevance(tokens: Tensor, text: Tensor | None) -> Tensor:
+def _relevance(tokens: Tensor, text: Tensor | None) -> Tensor:
     """(n,) float64 relevance in [0, 1] of tokens (n, d) to text (m, d)."""
     if text is None or len(text) == 0:
         return torch.ones(len(tokens), dtype=torch.float64, device=tokens.device)
     words = normalize(text.double(), dim=1, eps=1e-8)
-    similarity = (normalize(tokens.double(), dim=1, eps=1e-8) @ words.T).mean(dim=1)
-    low, high = similarity.aminmax()
-    return (similarity - low) / (high - low) if high > low else torch.ones_like(similarity)
+    return scaled(normalize(tokens.double(), dim=1, eps=1e-8) @ words.mean(dim=0))
 
 
-def greedy_map(kernel: Tensor, count: int) -> Tensor:
-    """Greedily maximise the determinant of the picked submatrix of a PSD kernel (n, n): (count,) int64, in pick order.
+def _greedy_map(units: Tensor, weights: Tensor, count: int) -> Tensor:
+    """Greedily maximise the determinant of the picked submatrix of the kernel weights * units @ units.T * weights.
 
-    Incremental Cholesky, O(n count²) (Chen et al. 2018, arXiv 1709.05135, algorithm 1). Once no index adds volume, the
-    rest follow by their diagonal entries. The lowest index wins ties.
+    units: (n, d) of unit length, weights: (n,), both float64. Returns (count,) int64 in pick order. Incremental
+    Cholesky (Chen et al. 2018, arXiv 1709.05135, algorithm 1) in O(n count (d + count)) and memory of n count numbers:
+    no more rows of the kernel are made than the picks need. Once no index adds volume, the rest follow by their
+    weights. The lowest index wins ties.
     """
-    n = len(kernel)
-    diagonal = kernel.diagonal()
-    volume = diagonal.clone()
-    factors = kernel.new_zeros(count, n)
-    order = torch.empty(count, dtype=torch.int64, device=kernel.device)
+    n = len(units)
+    scaled_units = units * weights[:, None]
+    volume = weights.square()  # the diagonal, exact, so that rounding decides no tie
+    least = _RANK_TOLERANCE * volume.max()
+    factors = units.new_zeros(count, n)
+    order = torch.empty(count, dtype=torch.int64, device=units.device)
+    rows: dict[int, Tensor] = {}
     for step in range(count):
-        pick = volume.argmax()
-        if volume[pick] <= _RANK_TOLERANCE * diagonal.max():
-            left = torch.ones(n, dtype=torch.bool, device=kernel.device)
+        pick = int(volume.argmax())
+        if volume[pick] <= least:
+            left = torch.ones(n, dtype=torch.bool, device=units.device)
             left[order[:step]] = False
-            order[step:] = highest(diagonal, count - step, left)
+            order[step:] = highest(weights, count - step, left)
             break
-        factors[step] = (kernel[pick] - factors[:step, pick] @ factors[:step]) / volume[pick].sqrt()
+        if pick not in rows:
+            likely = highest(volume, min(_ROWS_AT_ONCE, n - step))
+            rows = dict(zip(likely.tolist(), scaled_units[likely] @ scaled_units.T, strict=True))
+        row = rows[pick] - factors[:step, pick] @ factors[:step]
+        factors[step] = row / volume[pick].sqrt()
         volume -= factors[step].square()
         order[step] = pick
         volume[order[: step + 1]] = -torch.inf

@@ -1,6 +1,6 @@
 """CLS attention: keep what the vision tower's own summary of the image attends to.
 
-As in VisionZip (arXiv 2412.04467) and FasterVLM (arXiv 2412.01818): attention of the penultimate layer's CLS token.
+This is FasterVLM (arXiv 2412.01818): attention of the penultimate layer's CLS token.
 """
 
 from collections.abc import Sequence

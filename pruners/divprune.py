@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from covervlm.pruners.base import Objective, PruneInput, Pruner
+from covervlm.pruners.similarity import View, plain
 
 
 @dataclass(frozen=True)
@@ -18,21 +19,29 @@ class DivPrune(Pruner):
     smallest distance to the picks so far is largest. The lowest index wins ties.
     """
 
+    joins_crops: ClassVar[bool] = True
+    view: ClassVar[View] = staticmethod(plain)
+
     def pick(self, inputs: Sequence[PruneInput], counts: Sequence[int], objective: Objective) -> list[Tensor]:
-        return [_spread(image, count) for image, count in zip(inputs, counts, strict=True)]
+        picks = []
+        for image, count in zip(inputs, counts, strict=True):
+            places = image.places
+            picks.append(places[_spread(*self.view(image.tokens[places]), count)])
+        return picks
 
 
-def _spread(image: PruneInput, count: int) -> Tensor:
-    places = torch.arange(len(image.tokens), device=image.tokens.device)
-    if image.allowed is not None:
-        places = places[image.allowed]
-    tokens = normalize(image.tokens[places].float(), dim=1, eps=1e-8)
-    distances = (1 - tokens @ tokens.T).fill_diagonal_(torch.inf)
+def _spread(units: Tensor, weights: Tensor, count: int) -> Tensor:
+    """Picks of rows (n, d) of unit length, whose distances count by their weights (n,)."""
+    distances = (1 - units @ units.T).fill_diagonal_(torch.inf)
     nearest = distances.amin(dim=1)
-    picked = torch.empty(count, dtype=torch.int64, device=places.device)
+    picked = torch.empty(count, dtype=torch.int64, device=units.device)
     for step in range(count):
-        pick = nearest.argmax()
+        scores = nearest * weights
+        scores[picked[:step]] = -torch.inf
+        pick = scores.argmax()
         picked[step] = pick
-        nearest = distances[pick].clone() if step == 0 else torch.minimum(nearest, distances[pick])
-        nearest[picked[: step + 1]] = -torch.inf
-    return places[picked]
+        # Of a pick its distance to itself stays, any finite number: it is not picked again.
+        row = distances[pick].clone()
+        row[pick] = 0
+        nearest = row if step == 0 else torch.minimum(nearest, row)
+    return picked

@@ -61,7 +61,8 @@ class Application:
         wiring.add_routes(
             self.app, settings, engine, self._clip, self._images, self._asker, prepare, metrics, self._forecaster
         )
-        openapi.document(self.app, [ChatCompletionChunk], without_key=PROBES if keys else None)
+        public = PROBES if keys else None
+        openapi.document(self.app, [ChatCompletionChunk], without_key=public, methods=settings.pruning_methods)
 
     async def start(self) -> None:
         """Load what the settings name, unless that is done. Raises StartupError."""

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, ByteSize, Field, SecretStr, ValidationErro
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from covervlm.server.core.generation import Recipe
 from covervlm.server.limits.adaptive_budget import BudgetRange
 from covervlm.server.limits.keys import configured, read_key_file
 
@@ -150,8 +151,12 @@ class Settings(BaseSettings):
     """web origins whose pages may call the API, e.g. https://app.example.com"""
 
     method: str = "mmtok"
-    """pruning method where a request names none: mmtok, vision_coverage, text_coverage, divprune, cls_attention,
-    cdpruner, random, uniform or none"""
+    """pruning method where a request names none: mmtok, vision_coverage, text_coverage, divprune, divprune_cen,
+    cls_attention, cdpruner, cdpruner_cen, scope, holov, random, uniform or none"""
+    pruning_methods: Texts = ()
+    """methods that a request may name beside none, e.g. mmtok,uniform; by default all that are built in or installed"""
+    recipe: Recipe = "default"
+    """released: split questions, round budgets and join crops as the methods' released programs do"""
     keep_tokens: int | None = Field(default=None, ge=1)
     """vision tokens kept of each image where a request has no budget; by default all"""
     keep_ratio: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)

@@ -168,7 +168,9 @@ def add_middleware(
 
 
 def chat_defaults(settings: Settings) -> ChatDefaults:
-    policy = PruningPolicy(settings.method, keep_tokens=settings.keep_tokens, keep_ratio=settings.keep_ratio)
+    policy = PruningPolicy(
+        settings.method, keep_tokens=settings.keep_tokens, keep_ratio=settings.keep_ratio, recipe=settings.recipe
+    )
     return ChatDefaults(settings.model_name, policy, settings.max_images, settings.tool_format)
 
 
@@ -203,7 +205,8 @@ def add_routes(
 ) -> None:
     budgets = settings.budget_range
     adaptive = None if budgets is None else (budgets.floor, budgets.ceiling)
-    fingerprint = Fingerprint(engine, settings.model, settings.method, settings.keep_tokens, settings.keep_ratio)
+    policy = chat_defaults(settings).policy
+    fingerprint = Fingerprint(engine, settings.model, policy)
     conversation = Conversation(engine, prepare, metrics)
     routers = [
         chat.router(conversation, fingerprint),

@@ -27,8 +27,18 @@ def events_of(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     return {200: {"content": {"text/event-stream": {"schema": {"description": text}}}}}
 
 
-def document(app: FastAPI, events: Sequence[type[BaseModel]], *, without_key: Collection[str] | None) -> None:
-    """Add the models of events to the schema, and that all paths but `without_key` need a key (None: no path does)."""
+def document(
+    app: FastAPI,
+    events: Sequence[type[BaseModel]],
+    *,
+    without_key: Collection[str] | None,
+    methods: Collection[str] = (),
+) -> None:
+    """Add to the schema what it cannot tell from the routes.
+
+    events: models of server-sent events. without_key: all other paths need a key (None: no path does). methods:
+    pruning methods whose parameters to describe, all where it is empty.
+    """
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -37,6 +47,7 @@ def document(app: FastAPI, events: Sequence[type[BaseModel]], *, without_key: Co
             _, extra = models_json_schema([(model, "serialization") for model in events], ref_template=REF)
             components = schema["components"]
             components["schemas"] = {**extra["$defs"], **components["schemas"]}
+            _describe_parameters(components["schemas"], methods)
             if without_key is not None:
                 components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
                 for path, operations in schema["paths"].items():
@@ -49,3 +60,14 @@ def document(app: FastAPI, events: Sequence[type[BaseModel]], *, without_key: Co
     @app.get("/openapi.json", include_in_schema=False)
     async def show() -> Response:
         return await asyncio.to_thread(lambda: JSONResponse(openapi()))  # the first takes a quarter of a second
+
+
+def _describe_parameters(components: dict[str, Any], methods: Collection[str]) -> None:
+    """Say which parameters a request may set of each pruning method: the checks of the body take any name."""
+    from covervlm.pruners import pruner_names  # imports torch
+    from covervlm.server.selection.parameters import schemas
+
+    described = {f"VisionPruning.{method}": schema for method, schema in schemas(methods or pruner_names()).items()}
+    components |= described
+    field = components["VisionPruning"]["properties"]["parameters"]
+    field["anyOf"] = [*({"$ref": REF.format(model=name)} for name in described), {"type": "null"}]

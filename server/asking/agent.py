@@ -45,6 +45,7 @@ class Agent:
         pruning = replace(
             request.pruning,
             keep_tokens=self._tokens,
+            keep_tokens_per_crop=None,
             keep_ratio=None,
             coverage=None,
             guide="last_user",

@@ -14,6 +14,7 @@ FinishReason = Literal["stop", "length"]
 
 
 Guide = Literal["last_user", "all_user", "first_user", "none", "agent"]
+Recipe = Literal["default", "released"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,16 +123,20 @@ class PruningPolicy:
 
     At most one budget is set; with none, nothing is pruned. A tuple of `keep_tokens` holds one count per image.
     `coverage` asks for the smallest set that reaches this share of the full set's coverage, clipped to
-    [min_tokens, max_tokens]. `question`: the guiding words, where they are not the prompt's. `named`: the request names
-    the method itself.
+    [min_tokens, max_tokens]. `keep_tokens_per_crop` counts for every crop that an image is cut into. `parameters`: the
+    method's own, by name in order. `recipe`: "released" does as the released programs do where ours differ. `question`:
+    the guiding words, where they are not the prompt's. `named`: the request names the method itself.
     """
 
     method: str = "mmtok"
     keep_tokens: int | tuple[int, ...] | None = None
+    keep_tokens_per_crop: int | None = None
     keep_ratio: float | None = None
     coverage: float | None = None
     min_tokens: int | None = None
     max_tokens: int | None = None
+    parameters: tuple[tuple[str, Any], ...] = ()
+    recipe: Recipe = "default"
     guide: Guide = "last_user"
     question: str | None = None
     seed: int | None = None
@@ -140,7 +145,8 @@ class PruningPolicy:
 
     @property
     def has_budget(self) -> bool:
-        return any(budget is not None for budget in (self.keep_tokens, self.keep_ratio, self.coverage))
+        budgets = (self.keep_tokens, self.keep_tokens_per_crop, self.keep_ratio, self.coverage)
+        return any(budget is not None for budget in budgets)
 
     @property
     def prunes(self) -> bool:

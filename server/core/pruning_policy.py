@@ -1,16 +1,17 @@
 """The `vision_pruning` field of a request, and the policy that it makes with the model's name and the defaults."""
 
+import math
 from dataclasses import replace
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from covervlm.server.core.generation import Guide, PruningPolicy
+from covervlm.server.core.generation import Guide, PruningPolicy, Recipe
 from covervlm.server.core.wire import Wire
 
 MOST_IMAGES = 10_000
-BUDGETS = ("keep_tokens", "keep_ratio", "coverage")
+BUDGETS = ("keep_tokens", "keep_tokens_per_crop", "keep_ratio", "coverage")
 
 
 def _counts(value: Any) -> Any:
@@ -24,6 +25,18 @@ def _counts(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _scalar(value: Any) -> Any:
+    if (isinstance(value, float) and not math.isfinite(value)) or not isinstance(value, bool | int | float | str):
+        raise PydanticCustomError("invalid_value", "should be a number, a text, true or false")
+    return value
+
+
+def _without_null(value: Any) -> Any:
+    return {name: one for name, one in value.items() if one is not None} if isinstance(value, dict) else value
+
+
+Scalar = Annotated[Any, BeforeValidator(_scalar, json_schema_input_type=bool | float | str)]
+Parameters = Annotated[dict[str, Scalar], Field(max_length=32), BeforeValidator(_without_null)]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Counts = Annotated[int | tuple[int, ...], BeforeValidator(_counts, json_schema_input_type=int | list[int])]
@@ -32,18 +45,23 @@ Counts = Annotated[int | tuple[int, ...], BeforeValidator(_counts, json_schema_i
 class VisionPruning(Wire):
     """How many vision tokens of each image the language model reads, and which: at most one budget.
 
-    The budget is `keep_tokens` (a count, or a list with one count per image), `keep_ratio` (a share of the image's
-    tokens), or `coverage` (the smallest set that reaches this share of the full set's coverage, within
-    `min_tokens` and `max_tokens`). Without one, the server's default applies; method `none` keeps every token.
-    question: the words that guide the selection, in place of the prompt's. seed: for `random`, else the request's own.
+    The budget is `keep_tokens` (a count, or a list with one count per image), `keep_tokens_per_crop` (a count for each
+    crop that the model cuts an image into), `keep_ratio` (a share of the image's tokens), or `coverage` (the smallest
+    set that reaches this share of the full set's coverage, within `min_tokens` and `max_tokens`). Without one, the
+    server's default applies; method `none` keeps every token. parameters: those of the method, by name. recipe:
+    `released` does as the methods' released programs do where this server's defaults differ. question: the words that
+    guide the selection, in place of the prompt's. seed: for `random`, else the request's own.
     """
 
     method: str | None = None
     keep_tokens: Counts | None = None
+    keep_tokens_per_crop: Count | None = None
     keep_ratio: Share | None = None
     coverage: Share | None = None
     min_tokens: Count | None = None
     max_tokens: Count | None = None
+    parameters: Parameters | None = None
+    recipe: Recipe | None = None
     guide: Guide = "last_user"
     question: Annotated[str, Field(max_length=10_000)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
@@ -75,6 +93,7 @@ def pruning_policy(
     if asked.has_budget:
         policy = PruningPolicy(
             keep_tokens=asked.keep_tokens,
+            keep_tokens_per_crop=asked.keep_tokens_per_crop,
             keep_ratio=asked.keep_ratio,
             coverage=asked.coverage,
             min_tokens=asked.min_tokens,
@@ -82,9 +101,15 @@ def pruning_policy(
         )
     elif alias_budget is not None:
         policy = PruningPolicy(keep_tokens=alias_budget)
+    method = asked.method or default.method
+    parameters = default.parameters if method == default.method else ()
+    if asked.parameters is not None:
+        parameters = tuple(sorted(asked.parameters.items()))
     return replace(
         policy,
-        method=asked.method or default.method,
+        method=method,
+        parameters=parameters,
+        recipe=asked.recipe or default.recipe,
         named=asked.method is not None,
         guide=asked.guide,
         question=asked.question,

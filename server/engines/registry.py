@@ -34,10 +34,14 @@ def build_engine(settings: Settings) -> Engine:
         raise SettingsError(f"engine: there is no engine {name!r}; choose one of {', '.join(engine_names())}")
     from covervlm.pruners import pruner_names  # imports torch
 
-    if settings.method not in pruner_names():
-        raise SettingsError(
-            f"method: there is no pruning method {settings.method!r}; choose one of {', '.join(pruner_names())}"
-        )
+    offered = settings.pruning_methods
+    for option, method in (("method", settings.method), *(("pruning_methods", method) for method in offered)):
+        if method not in pruner_names():
+            raise SettingsError(
+                f"{option}: there is no pruning method {method!r}; choose one of {', '.join(pruner_names())}"
+            )
+    if offered and settings.method not in (*offered, "none"):
+        raise SettingsError(f"method: {settings.method} is not among --pruning-methods {','.join(offered)}")
     module_name, class_name = _ENGINES[name]
     if name == "vllm" and find_spec("vllm") is None:
         raise SettingsError("engine: vLLM is not installed; install covervlm[vllm]")
@@ -60,6 +64,7 @@ def _transformers_config(module: Any, settings: Settings) -> Any:
         max_waiting=settings.max_waiting,
         feature_cache_bytes=int(settings.feature_cache_bytes),
         threads=settings.threads,
+        methods=settings.pruning_methods,
     )
 
 
@@ -71,6 +76,7 @@ def _vllm_config(module: Any, settings: Settings) -> Any:
         max_waiting=settings.max_waiting,
         feature_cache_bytes=int(settings.feature_cache_bytes),
         vllm_args=settings.vllm_args,
+        methods=settings.pruning_methods,
     )
 
 

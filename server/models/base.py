@@ -12,7 +12,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from covervlm.server.core.errors import InvalidRequest
-from covervlm.server.core.generation import NO_TOOLS, USUAL, ImagePart, Prompt, TemplateOptions, ToolUse, VideoPart
+from covervlm.server.core.generation import (
+    NO_TOOLS,
+    USUAL,
+    ImagePart,
+    Prompt,
+    Recipe,
+    TemplateOptions,
+    ToolUse,
+    VideoPart,
+)
 from covervlm.server.models.pictures import Cost
 from covervlm.server.models.processor import NO_VIDEOS, ChatProcessor, all_words, visual_words
 
@@ -25,8 +34,8 @@ class Part:
     """A part of an image that is pruned on its own: the whole image, one crop, or one moment of a clip.
 
     positions: (n,) int64, places in the unpruned sequence. rows: (n,) int64, the tower's rows of the same tokens. Both
-    ascend. grid: (rows, columns), n cells in raster order. allowed: (n,) bool, False for patches that hold nothing but
-    padding; None means all. The tensors are on the CPU.
+    ascend, but where parts are joined, rows alone do. grid: (rows, columns), n cells in raster order. allowed: (n,)
+    bool, False for patches that hold nothing but padding; None means all. The tensors are on the CPU.
     """
 
     positions: Tensor
@@ -64,6 +73,19 @@ class Layout:
     @property
     def prunable(self) -> int:
         return sum(len(part.positions) for part in self.parts)
+
+    @cached_property
+    def joined(self) -> "Layout":
+        """The same tokens as one part, crop after crop as the tower gives them."""
+        if len(self.parts) < 2:
+            return self
+        rows, order = torch.cat([part.rows for part in self.parts]).sort()
+        positions = torch.cat([part.positions for part in self.parts])[order]
+        allowed = None
+        if any(part.allowed is not None for part in self.parts):
+            masks = [torch.ones(len(p.rows), dtype=torch.bool) if p.allowed is None else p.allowed for p in self.parts]
+            allowed = torch.cat(masks)[order]
+        return Layout(self.total, (Part(positions, rows, (1, len(rows)), allowed),))
 
     def share(self, budget: int) -> int:
         """What each part keeps: a budget is spread evenly, at least one token each."""
@@ -174,6 +196,16 @@ class Architecture:
             return visual_words(question)
         return all_words(f"Question: {question}") if question.strip() else []
 
+    def word_ids(self, chat: ChatProcessor, question: str, recipe: Recipe = "default") -> list[int]:
+        """Token ids of the words that guide the selection.
+
+        Where every word does, the released recipe splits at spaces, so that punctuation stays, and spells each word as
+        if it opened a text.
+        """
+        if self.every_word and recipe == "released":
+            return chat.raw_ids(f"Question: {question}".split()) if question.strip() else []
+        return chat.word_ids(self.words(question))
+
     def frame(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Sequence[int], Sequence[int]]:
         """The tokens that stand before and after an image's own, where its chat template does not write them."""
         return (), ()
@@ -261,9 +293,9 @@ class Adapter:
         raise NotImplementedError
 
     @torch.inference_mode()
-    def question_embeddings(self, question: str) -> Tensor:
+    def question_embeddings(self, question: str, recipe: Recipe = "default") -> Tensor:
         """(m, d) input embeddings of the words of the question that guide the selection; m may be 0."""
-        return self._embed(self.chat.word_ids(self.architecture.words(question)))
+        return self._embed(self.architecture.word_ids(self.chat, question, recipe))
 
     @torch.inference_mode()
     def assemble(

@@ -171,6 +171,11 @@ class ChatProcessor:
             return tokenizer(list(words), is_split_into_words=True, add_special_tokens=False).input_ids
         return tokenizer("".join(f" {word}" for word in words), add_special_tokens=False).input_ids
 
+    def raw_ids(self, words: Sequence[str]) -> list[int]:
+        """Token ids of words each of which opens a text, without BOS."""
+        tokenizer = self.tokenizer
+        return [token for word in words for token in tokenizer(word, add_special_tokens=False).input_ids]
+
     def _escaped(self, text: str) -> str:
         """The text with placeholders broken up: in histories from other clients they stand for no image here."""
         for placeholder in self.placeholders:

@@ -5,24 +5,36 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
+from cachetools import LRUCache
 from torch import Tensor
 
 from covervlm.pruners import PruneInput, Pruner, get_pruner, pruner_names
-from covervlm.pruners.registry import nested_pruner_names
+from covervlm.pruners.registry import pruner_class
 from covervlm.server.core.errors import InvalidRequest
-from covervlm.server.core.generation import GenerationRequest, Guide, ImageReport, PruningPolicy
-from covervlm.server.models.base import ImageTokens
+from covervlm.server.core.generation import GenerationRequest, Guide, ImageReport, PruningPolicy, Recipe
+from covervlm.server.models.base import ImageTokens, Layout
+from covervlm.server.selection.parameters import checked
+
+_REMEMBERED = 64
+"""Selections kept of one image: requests may ask for any number of seeds and parameters."""
 
 
-def methods_for(has_cls_token: bool) -> tuple[str, ...]:
-    """Names of the methods that work on a vision tower with or without a CLS token."""
-    return tuple(name for name in pruner_names() if has_cls_token or not get_pruner(name).uses_cls_attention)
+def methods_for(has_cls_token: bool, offered: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of the methods that work on a vision tower with or without a CLS token.
+
+    offered: of all methods those that may be named, beside `none`; all where it is empty.
+    """
+    names = [name for name in pruner_names() if not offered or name in offered or name == "none"]
+    return tuple(name for name in names if has_cls_token or not pruner_class(name).uses_cls_attention)
 
 
 def pruner_for(policy: PruningPolicy, params: Mapping[str, float], *, has_cls_token: bool = True) -> Pruner:
-    """The policy's method with the architecture's parameters; InvalidRequest where it cannot do what is asked."""
+    """The policy's method with the architecture's parameters and, before those, the policy's own.
+
+    Raises InvalidRequest where it cannot do what is asked.
+    """
     try:
-        pruner = get_pruner(policy.method, **params)
+        pruner = get_pruner(policy.method, **{**params, **checked(policy.method, dict(policy.parameters))})
     except ValueError as error:
         raise InvalidRequest(str(error), param="vision_pruning.method") from None
     if pruner.uses_cls_attention and not has_cls_token:
@@ -34,7 +46,7 @@ def pruner_for(policy: PruningPolicy, params: Mapping[str, float], *, has_cls_to
     if policy.coverage is not None and not pruner.nested:
         raise InvalidRequest(
             f"{policy.method} picks tokens in no order, so it has no smallest set that reaches a coverage; "
-            f"use keep_tokens or keep_ratio, or one of {', '.join(nested_pruner_names())}.",
+            "use keep_tokens or keep_ratio, or a method that ranks tokens, such as mmtok.",
             param="vision_pruning.coverage",
         )
     return pruner
@@ -66,10 +78,11 @@ def text_of_turns(guide: Guide, turns: Sequence[str], hint: str = "") -> str:
             return ""
 
 
-def budget_of(policy: PruningPolicy, image: int, images: int, total: int) -> int:
+def budget_of(policy: PruningPolicy, image: int, images: int, total: int, crops: int = 1) -> int:
     """How many of an image's `total` tokens the policy keeps: at least 1, at most all.
 
-    A ratio rounds to the nearest count. Raises InvalidRequest where a list of counts does not match the images.
+    crops: how many the image is cut into. A ratio rounds to the nearest count, and down by the released recipe.
+    Raises InvalidRequest where a list of counts does not match the images.
     """
     if policy.keep_tokens is not None:
         counts = policy.keep_tokens
@@ -81,15 +94,28 @@ def budget_of(policy: PruningPolicy, image: int, images: int, total: int) -> int
                 )
             counts = counts[image]
         return min(counts, total)
+    if policy.keep_tokens_per_crop is not None:
+        return min(policy.keep_tokens_per_crop * crops, total)
     if policy.keep_ratio is not None:
-        return max(1, round(policy.keep_ratio * total))
+        share = policy.keep_ratio * total
+        return max(1, int(share) if policy.recipe == "released" else round(share))
     return total
 
 
-def parts_to_prune(image: ImageTokens, pruner: Pruner, text: Tensor | None, seed: int) -> list[PruneInput]:
-    """What a method sees of every part of an image; text: (m, d) embeddings of the guiding words, if it reads any."""
+def pruned_layout(layout: Layout, recipe: Recipe, pruner: Pruner) -> Layout:
+    """The parts that the method picks from, each on its own: an image's crops, or all of them at once."""
+    return layout.joined if recipe == "released" and pruner.joins_crops else layout
+
+
+def parts_to_prune(
+    image: ImageTokens, pruner: Pruner, text: Tensor | None, seed: int, layout: Layout | None = None
+) -> list[PruneInput]:
+    """What a method sees of every part of an image, by default of its own layout.
+
+    text: (m, d) embeddings of the guiding words, if it reads any.
+    """
     inputs = []
-    for number, part in enumerate(image.layout.parts):
+    for number, part in enumerate((layout or image.layout).parts):
         device = image.tokens.device
         # Rows ascend, so that a part with all of them is the image as it stands, and nothing is copied.
         rows = slice(None) if len(part.rows) == len(image.tokens) else part.rows.to(device)
@@ -117,7 +143,8 @@ class Selector:
     """
 
     def __init__(self) -> None:
-        self._remembered: WeakKeyDictionary[ImageTokens, dict[Hashable, tuple[Tensor, float]]] = WeakKeyDictionary()
+        self._remembered: WeakKeyDictionary[ImageTokens, LRUCache[Hashable, tuple[Tensor, float]]]
+        self._remembered = WeakKeyDictionary()
 
     def select(
         self, policy: PruningPolicy, pruner: Pruner, images: Sequence[ImageTokens], text: Tensor | None, seed: int = 0
@@ -134,7 +161,7 @@ class Selector:
         for i, image in enumerate(images):
             started = time.perf_counter()
             layout = image.layout
-            budget = budget_of(policy, i, len(images), layout.prunable)
+            budget = budget_of(policy, i, len(images), layout.prunable, len(layout.parts))
             if not policy.prunes or (policy.coverage is None and budget >= layout.prunable):
                 positions = None
                 report = ImageReport(total=layout.total, kept=layout.total, method="none", coverage=1.0)
@@ -155,21 +182,22 @@ class Selector:
         """Kept positions, and the mean coverage of the image's parts."""
         if text is not None:
             return _choose(policy, pruner, image, budget, text, seed)
-        of_image = self._remembered.setdefault(image, {})
-        key = (pruner, budget, policy.coverage, policy.min_tokens, policy.max_tokens, seed)
-        if key not in of_image:
-            of_image[key] = _choose(policy, pruner, image, budget, None, seed)
-        return of_image[key]
+        of_image = self._remembered.setdefault(image, LRUCache(_REMEMBERED))
+        key = (pruner, budget, policy.coverage, policy.min_tokens, policy.max_tokens, policy.recipe, seed)
+        if (chosen := of_image.get(key)) is None:
+            chosen = of_image[key] = _choose(policy, pruner, image, budget, None, seed)
+        return chosen
 
 
 def _choose(
     policy: PruningPolicy, pruner: Pruner, image: ImageTokens, budget: int, text: Tensor | None, seed: int
 ) -> tuple[Tensor, float]:
-    inputs, share = parts_to_prune(image, pruner, text, seed), image.layout.share
+    layout = pruned_layout(image.layout, policy.recipe, pruner)
+    inputs, share = parts_to_prune(image, pruner, text, seed, layout), layout.share
     if policy.coverage is None:
         selections = pruner.choose(inputs, share(budget))
     else:
         low, high = (None if bound is None else share(bound) for bound in (policy.min_tokens, policy.max_tokens))
         selections = pruner.choose_for_coverage(inputs, policy.coverage, min_tokens=low, max_tokens=high)
-    positions = image.layout.positions([selection.indices.cpu() for selection in selections])
+    positions = layout.positions([selection.indices.cpu() for selection in selections])
     return positions, sum(selection.coverage for selection in selections) / len(selections)

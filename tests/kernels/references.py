@@ -25,14 +25,15 @@ def float64_affinity(text, tokens, features, tau_text, tau_vision, alpha):
     return torch.cat(blocks)
 
 
-def float64_greedy(affinity, k, allowed=None):
+def float64_greedy(affinity, k, allowed=None, weights=None):
     """Picks in order, and whether another column than a copy of the best one was ever within 1e-6 of it."""
     matrix = affinity.double().numpy()
     n = matrix.shape[1]
     free = np.ones(n, bool) if allowed is None or k >= n or not allowed.any() else allowed.numpy().copy()
     covered, picks, near_tie = np.zeros(len(matrix)), [], False
     while len(picks) < k and free.any():
-        gains = np.where(free, np.maximum(matrix - covered[:, None], 0).sum(0), -1.0)
+        gains = np.maximum(matrix - covered[:, None], 0).sum(0) * (1.0 if weights is None else weights.double().numpy())
+        gains = np.where(free, gains, -1.0)
         best = int(gains.argmax())
         rivals = matrix[:, gains > gains[best] * (1 - 1e-6)] if gains[best] > 0 else matrix[:, :0]
         near_tie |= bool((rivals != matrix[:, [best]]).any())

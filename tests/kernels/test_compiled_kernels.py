@@ -23,8 +23,8 @@ RESIDENT = {80: 216, 90: 264}
 
 GREEDY = {
     "columns": "*fp32", "allowed": "*i1", "counts": "*i64", "picks": "*i64", "covered": "*fp32", "messages": "*i64",
-    "evaluations": "*i64", "n": "i32", "rows": "i32", "width": "i32", "item_stride": "i32", "column_stride": "i32",
-    "programs": "i32",
+    "evaluations": "*i64", "weights": "*fp32", "n": "i32", "rows": "i32", "width": "i32", "item_stride": "i32",
+    "column_stride": "i32", "programs": "i32",
 }  # fmt: skip
 SCORES = {
     "left": "*fp16", "right": "*fp16", "out": "*fp32", "left_rows": "i32", "right_rows": "i32", "depth": "i32",
@@ -64,10 +64,11 @@ def assert_fits(used: dict[str, int], chip: int, warps: int, programs_per_sm: in
 
 
 @pytest.mark.parametrize("chip", [80, 90])
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(("n", "items"), [(576, 1), (576, 5), (576, 64), (576, 500), (2880, 1), (4096, 1)])
-def test_the_greedy_fits_two_programs_to_an_sm_without_spills(chip, n, items, tmp_path, record_property):
+def test_the_greedy_fits_two_programs_to_an_sm_without_spills(chip, n, items, weighted, tmp_path, record_property):
     plan = greedy_triton.plan(n, n + 8, items, RESIDENT[chip])
-    constants = {**plan.constants, "COUNT": False}
+    constants = {**plan.constants, "COUNT": False, "WEIGHTED": weighted}
     used = resources(greedy_triton.greedy_kernel, GREEDY, constants, plan.options, chip, tmp_path)
     print(f"greedy sm_{chip} n={n} items={items} programs={plan.programs}: {used}")
     assert_fits(used, chip, plan.options["num_warps"], programs_per_sm=2)

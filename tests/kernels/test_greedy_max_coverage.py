@@ -51,6 +51,25 @@ def test_picks_equal_those_of_a_float64_greedy(backend, problem):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_weighted_picks_equal_those_of_a_float64_greedy(backend, greedy_on):
+    generator = torch.Generator().manual_seed(5)
+    batch, weights = torch.rand(3, 14, 21, generator=generator), torch.rand(3, 21, generator=generator)
+    weights[1, :19] = 0  # columns that count for nothing follow from the lowest index up
+    allowed = torch.rand(3, 21, generator=generator) < 0.8
+    picks = greedy_on(backend, batch, [9, 7, 1], allowed=allowed, weights=weights).tolist()
+    for item, k in enumerate([9, 7, 1]):
+        expected, near_tie = references.float64_greedy(batch[item], k, allowed[item], weights[item])
+        assert picks[item][:k] == expected
+        assert item == 1 or not near_tie
+
+
+@pytest.mark.parametrize("weights", [torch.ones(5), torch.ones(4, dtype=torch.int64), [1.0] * 4])
+def test_weights_of_another_shape_or_kind_are_refused(weights):
+    with pytest.raises(ValueError, match="weights must be"):
+        greedy_max_coverage(torch.rand(3, 4), 2, weights=weights)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ragged=st.lists(problems(most_columns=14), min_size=1, max_size=4))
 def test_ragged_batches_equal_a_float64_greedy_per_item(backend, ragged, greedy_on):

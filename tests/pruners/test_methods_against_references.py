@@ -1,12 +1,14 @@
 """Every method against a slow version of its definition, written here in float64 numpy with plain loops."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from covervlm.pruners import PruneInput, get_pruner
+from covervlm.pruners.similarity import centred, plain
 
 
 def make_input(seed, n=48, d=16, d_v=12, m=5, excluded=0, grid=None):
@@ -70,15 +72,93 @@ def slow_divprune(image, k):
     return sorted(picked)
 
 
-def slow_cdpruner(image, k):
+def min_max(scores):
+    return (scores - scores.min()) / (scores.max() - scores.min())
+
+
+def centred_units(tokens):
+    """By hand: the mean off, and every channel divided by its deviation where one has most of the variance."""
+    rest = tokens.double().numpy()
+    rest = rest - sum(rest) / len(rest)
+    variances = [float(np.mean(channel**2)) for channel in rest.T]
+    if max(variances) > sum(variances) / 2:
+        rest = np.stack([channel / math.sqrt(v) for channel, v in zip(rest.T, variances, strict=True)], axis=1)
+    return unit(torch.from_numpy(rest))
+
+
+def distinctiveness(tokens):
+    x = unit(tokens)
+    others = [[float(x[i] @ x[j]) for j in range(len(x)) if j != i] for i in range(len(x))]
+    return min_max(np.array([-sum(cosines) / len(cosines) for cosines in others]))
+
+
+def slow_divprune_cen(image, k):
+    allowed = candidates(image)
+    x, weights = centred_units(image.tokens[allowed]), distinctiveness(image.tokens[allowed])
+    places = range(len(allowed))
+
+    def score(i, others):
+        return weights[i] * min(1 - float(x[i] @ x[j]) for j in others if j != i)
+
+    picked = [max(places, key=lambda i: score(i, places))]
+    while len(picked) < k:
+        picked.append(max((i for i in places if i not in picked), key=lambda i: score(i, picked)))
+    return sorted(allowed[i] for i in picked)
+
+
+def slow_scope(image, k):
+    allowed, v = candidates(image), unit(image.features)
+    picked, covered = [], [0.0] * len(v)
+    for _ in range(k):
+        scores = {
+            j: float(image.cls_attention[j]) * sum(max(0.0, float(v[i] @ v[j]) - covered[i]) for i in range(len(v)))
+            for j in allowed
+            if j not in picked
+        }
+        picked.append(max(scores, key=scores.get))
+        covered = [max(covered[i], float(v[i] @ v[picked[-1]])) for i in range(len(v))]
+    return sorted(picked)
+
+
+def slow_holov(image, k, regions):
+    """Seats one by one: the region with the largest quotient sends its best token that is left."""
+    allowed, v = candidates(image), unit(image.features)
+    rows, columns = image.grid
+
+    def region(j):
+        return (j // columns * min(rows, regions) // rows, j % columns * min(columns, regions) // columns)
+
+    def variance(j):
+        cosines = [float(v[j] @ v[i]) for i in allowed if i != j and region(i) == region(j)]
+        return float(np.var(cosines)) if len(cosines) > 1 else 0.0
+
+    attention = {j: float(image.cls_attention[j]) for j in allowed}
+    variances = {j: variance(j) for j in allowed}
+    means = [sum(values.values()) / len(allowed) for values in (attention, variances)]
+    scores = {j: attention[j] / means[0] + variances[j] / means[1] for j in allowed}
+    totals = {}
+    for j in allowed:
+        totals[region(j)] = totals.get(region(j), 0.0) + scores[j]
+    picked = []
+    for _ in range(k):
+        seats = {r: sum(region(j) == r for j in picked) for r in totals}
+        left = [j for j in allowed if j not in picked]
+        winner = max({region(j) for j in left}, key=lambda r: totals[r] / (seats[r] + 0.5))
+        picked.append(max((j for j in left if region(j) == winner), key=scores.get))
+    return sorted(picked)
+
+
+def slow_cdpruner(image, k, cen=False):
     """Greedy MAP by determinants, computed afresh for every candidate."""
     allowed = candidates(image)
-    x, v = unit(image.tokens[allowed]), unit(image.features[allowed])
+    tokens = image.tokens[allowed]
     relevance = np.ones(len(allowed))
     if image.text is not None and len(image.text):
-        similarity = (x @ unit(image.text).T).mean(axis=1)
-        relevance = (similarity - similarity.min()) / (similarity.max() - similarity.min())
-    similarity = v @ v.T
+        relevance = min_max((unit(tokens) @ unit(image.text).T).mean(axis=1))
+    if cen:
+        relevance = relevance * distinctiveness(tokens)
+    x = centred_units(tokens) if cen else unit(tokens)
+    similarity = x @ x.T
     np.fill_diagonal(similarity, 1.0)
     kernel = np.diag(relevance) @ similarity @ np.diag(relevance)
     picked = []
@@ -122,13 +202,81 @@ def test_divprune_equals_pairwise_loops(k, excluded):
 @pytest.mark.parametrize("m", [0, 5])
 @pytest.mark.parametrize("k", [1, 2, 9, 25])
 def test_cdpruner_equals_determinants_by_definition(k, m, excluded):
-    image = make_input(seed=200 + k, d_v=40, m=m, excluded=excluded)
+    image = make_input(seed=200 + k, d=40, m=m, excluded=excluded)
     (kept,) = get_pruner("cdpruner").select([image], k)
     assert kept.tolist() == slow_cdpruner(image, k)
+    (kept,) = get_pruner("cdpruner_cen").select([image], k)
+    assert kept.tolist() == slow_cdpruner(image, k, cen=True)
+
+
+def test_cdpruner_makes_no_more_of_its_kernel_than_the_picks_need():
+    """It equals the determinants over more than one block of rows, and only the tokens decide."""
+    image = make_input(seed=12, n=80, d=96)
+    (kept,) = get_pruner("cdpruner").select([image], 45)
+    assert kept.tolist() == slow_cdpruner(image, 45)
+    other = replace(image, features=image.features.flip(0))
+    assert get_pruner("cdpruner").select([other], 45)[0].tolist() == kept.tolist()
+
+
+def dominated(image):
+    """The input with one channel whose variance is most of all."""
+    tokens = image.tokens.clone()
+    tokens[:, 3] *= 40
+    return replace(image, tokens=tokens)
+
+
+@pytest.mark.parametrize("change", [lambda image: image, dominated])
+@pytest.mark.parametrize("excluded", [0, 17])
+@pytest.mark.parametrize("k", [1, 2, 9, 30])
+def test_divprune_on_centred_tokens_equals_loops(k, excluded, change):
+    image = change(make_input(seed=300 + k, excluded=excluded))
+    (kept,) = get_pruner("divprune_cen").select([image], k)
+    assert kept.tolist() == slow_divprune_cen(image, k)
+
+
+def test_cdpruner_on_centred_tokens_standardises_a_channel_that_dominates():
+    image = dominated(make_input(seed=8, d=40))
+    (kept,) = get_pruner("cdpruner_cen").select([image], 12)
+    assert kept.tolist() == slow_cdpruner(image, 12, cen=True)
+
+
+def test_what_all_tokens_share_changes_no_similarity_of_centred_tokens():
+    image = make_input(seed=6)
+    moved = replace(image, tokens=image.tokens + 3 * torch.randn(16, generator=torch.Generator().manual_seed(1)))
+    for one, other in zip(centred(image.tokens)[:1], centred(moved.tokens)[:1], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    assert not torch.equal(plain(image.tokens)[0], plain(moved.tokens)[0])
+
+
+@pytest.mark.parametrize("excluded", [0, 17])
+@pytest.mark.parametrize("k", [1, 2, 9, 30])
+def test_scope_equals_gain_times_saliency_by_loops(k, excluded):
+    image = make_input(seed=400 + k, excluded=excluded)
+    (kept,) = get_pruner("scope").select([image], k)
+    assert kept.tolist() == slow_scope(image, k)
+
+
+@pytest.mark.parametrize("regions", [1, 3, 4])
+@pytest.mark.parametrize("excluded", [0, 17])
+@pytest.mark.parametrize("k", [1, 2, 9, 30])
+def test_holov_equals_seats_dealt_one_by_one(k, excluded, regions):
+    image = make_input(seed=500 + k, excluded=excluded, grid=(6, 8))
+    (kept,) = get_pruner("holov", regions=regions).select([image], k)
+    assert kept.tolist() == slow_holov(image, k, regions)
+
+
+def test_holov_keeps_something_of_every_region_where_attention_is_all_in_one():
+    attention = torch.full((64,), 1e-3)
+    attention[:8] = 1.0
+    image = replace(make_input(seed=1, n=64, grid=(8, 8)), cls_attention=attention)
+    (kept,) = get_pruner("holov", regions=2).select([image], 16)
+    assert {(j // 32, j % 8 // 4) for j in kept.tolist()} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    (attended,) = get_pruner("cls_attention").select([image], 8)
+    assert attended.tolist() == list(range(8))
 
 
 def test_cdpruner_fills_up_by_relevance_when_the_kernel_has_no_volume_left():
-    image = make_input(seed=3, n=20, d_v=4)
+    image = make_input(seed=3, n=20, d=4)
     first = slow_cdpruner(image, 4)
     relevance = (unit(image.tokens) @ unit(image.text).T).mean(axis=1)
     rest = sorted((j for j in range(20) if j not in first), key=lambda j: -relevance[j])
@@ -151,7 +299,7 @@ def test_cls_attention_breaks_ties_by_the_lowest_index():
 
 def test_identical_tokens_are_picked_from_the_lowest_index_up():
     image = PruneInput(tokens=torch.ones(9, 4), features=torch.ones(9, 4), text=torch.ones(2, 4))
-    for name in ("mmtok", "vision_coverage", "text_coverage", "divprune", "cdpruner"):
+    for name in ("mmtok", "vision_coverage", "text_coverage", "divprune", "divprune_cen", "cdpruner", "cdpruner_cen"):
         assert get_pruner(name).select([image], 4)[0].tolist() == [0, 1, 2, 3], name
 
 

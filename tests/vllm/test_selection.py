@@ -1,5 +1,6 @@
 """The workers' side of pruning, on tower outputs made up here."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -76,12 +77,25 @@ def test_numbers_that_overflowed_in_a_tower_harm_no_other_image(selections):
 
 @pytest.mark.parametrize("method", ["mmtok", "none"])
 def test_a_plan_survives_the_way_to_the_workers(method):
-    sent = Plan(bytes(range(240, 256)), (336, 90), method, 64, 64, (5, 2**31), seed=-(2**63))
+    parameters = (("name", "größe"), ("regions", 3), ("share", 0.1), ("sorted", True))
+    sent = Plan(bytes(range(240, 256)), (336, 90), method, 64, 64, (5, 2**31), -(2**63), parameters, "released")
     assert Plan.from_tensor(sent.to_tensor()) == sent
+
+
+def test_parameters_reach_the_method_and_share_the_towers_output(selections):
+    own = replace(plan(1, kept=6), parameters=(("alpha", 40.0), ("tau_vision", 0.9)))
+    seen = output(1)
+    assert selections.missing([plan(1), own]) == [0]
+    _, (_, positions) = selections.run([plan(1, kept=6), own], [(plan(1), seen)], CPU)
+    pruner = get_pruner("mmtok", alpha=40.0, tau_vision=0.9)
+    [expected] = pruner.select([PruneInput(seen.tokens, seen.features, WORDS[[3, 4]])], 6)
+    assert positions.tolist() == expected.tolist()
 
 
 def test_digests_tell_apart_whatever_changes_what_is_read():
     plans = [plan(1), plan(2), plan(1, kept=5), plan(1, question=(4, 3)), plan(1, method="vision_coverage")]
+    plans += [replace(plan(1), parameters=(("alpha", alpha),)) for alpha in (0.4, 0.6)]
+    plans += [replace(plan(1), recipe="released")]
     assert len({one.digest for one in plans}) == len(plans)
     assert plan(1).whole().digest == plan(1, question=(8,), method="divprune").whole().digest
 

@@ -151,7 +151,7 @@ class Admission:
         images = [job.images[key] for key in job.keys]
         text = None
         if images and request.pruning.prunes and job.pruner.uses_text:
-            text = adapter.question_embeddings(guiding_text(request))
+            text = adapter.question_embeddings(guiding_text(request), request.pruning.recipe)
         kept, reports = self._selector.select(request.pruning, job.pruner, images, text, request.selection_seed)
         job.seconds["selection"] = time.perf_counter() - started
         job.embeddings, job.positions = adapter.assemble(job.ids, images, kept)

@@ -45,6 +45,7 @@ class TransformersEngineConfig:
     max_running: answers decoded together. max_waiting: requests that may queue before new ones are refused.
     limits: what is done for newcomers between two decoding steps, None for what suits the device.
     threads: torch's threads, None for its default. preprocess_workers: threads that tokenise and resize images.
+    methods: pruning methods that requests may name, all where it is empty.
     """
 
     model_path: str
@@ -56,6 +57,7 @@ class TransformersEngineConfig:
     feature_cache_bytes: int = 512 * 2**20
     threads: int | None = None
     preprocess_workers: int = 2
+    methods: tuple[str, ...] = ()
 
 
 class TransformersEngine:
@@ -85,7 +87,7 @@ class TransformersEngine:
         self._grammars = grammars = await loop.run_in_executor(
             None, Grammars, adapter.tokenizer, adapter.vocabulary_size, adapter.eos_ids, config.preprocess_workers
         )
-        self._info = _info(adapter)
+        self._info = _info(adapter, self._config.methods)
         self._worker = Worker(
             adapter,
             self._cache,
@@ -241,7 +243,7 @@ def _scored(prompt: PromptReport, scores: PromptScores, adapter: Adapter) -> Pro
     return replace(prompt, logprobs=vocabulary_of(adapter.tokenizer).prompt_entries(prompt.token_ids, scores))
 
 
-def _info(adapter: Adapter) -> EngineInfo:
+def _info(adapter: Adapter, methods: Sequence[str]) -> EngineInfo:
     weight, architecture = adapter.embeddings.weight, adapter.architecture
     return EngineInfo(
         engine="transformers",
@@ -250,7 +252,7 @@ def _info(adapter: Adapter) -> EngineInfo:
         vision_tokens=architecture.vision_tokens,
         dtype=str(weight.dtype).removeprefix("torch."),
         device=str(weight.device),
-        methods=methods_for(architecture.has_cls_token),
+        methods=methods_for(architecture.has_cls_token, methods),
         sampling=recommended(adapter.model.generation_config.to_diff_dict()),
         tool_format=adapter.chat.template.tool_format,
     )

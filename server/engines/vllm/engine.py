@@ -76,7 +76,7 @@ class VllmEngine(Collector):
             llm.shutdown()
             raise
         self._prompts = prompts = Prompts(llm, processor, self._config.preprocess_workers)
-        self._info = _info(llm, processor, prompts.chat.template.tool_format)
+        self._info = _info(llm, processor, prompts.chat.template.tool_format, self._config.methods)
         self._llm, self._figures = llm, figures
 
     def _check_prunes(self, prunes: bool) -> None:
@@ -216,7 +216,7 @@ class VllmEngine(Collector):
             )
 
 
-def _info(llm: AsyncLLM, processor: PruningProcessor, tool_format: str | None) -> EngineInfo:
+def _info(llm: AsyncLLM, processor: PruningProcessor, tool_format: str | None, methods: Sequence[str]) -> EngineInfo:
     model, architecture = llm.model_config, processor.architecture
     return EngineInfo(
         engine="vllm",
@@ -225,7 +225,7 @@ def _info(llm: AsyncLLM, processor: PruningProcessor, tool_format: str | None) -
         vision_tokens=architecture.vision_tokens,
         dtype=str(model.dtype).removeprefix("torch."),
         device=current_platform.device_type,
-        methods=methods_for(architecture.has_cls_token),
+        methods=methods_for(architecture.has_cls_token, methods),
         sampling=recommended(model.get_diff_sampling_param()),
         tool_format=tool_format,
     )

@@ -18,6 +18,7 @@ class VllmEngineConfig:
 
     vllm_args: a command line, e.g. "--tensor-parallel-size 2 --gpu-memory-utilization 0.85"; it wins over the others.
     feature_cache_bytes: host memory of each worker for tower outputs of images seen before.
+    methods: pruning methods that requests may name, all where it is empty.
     """
 
     model_path: str
@@ -27,6 +28,7 @@ class VllmEngineConfig:
     feature_cache_bytes: int = 512 * 2**20
     preprocess_workers: int = 2
     vllm_args: str = ""
+    methods: tuple[str, ...] = ()
 
 
 class _Parser(FlexibleArgumentParser):

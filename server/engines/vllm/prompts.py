@@ -158,5 +158,13 @@ def _option(request: GenerationRequest, processor: PruningProcessor) -> dict[str
     if not policy.prunes:
         return {"method": "none"}
     counts = list(policy.keep_tokens) if isinstance(policy.keep_tokens, tuple) else policy.keep_tokens
-    budget = {"keep_ratio": policy.keep_ratio} if counts is None else {"keep_tokens": counts}
-    return {"method": policy.method, **budget, "question": guiding_text(request), "seed": request.selection_seed}
+    return {
+        "method": policy.method,
+        "keep_tokens": counts,
+        "keep_tokens_per_crop": policy.keep_tokens_per_crop,
+        "keep_ratio": policy.keep_ratio,
+        "parameters": dict(policy.parameters),
+        "recipe": policy.recipe,
+        "question": guiding_text(request),
+        "seed": request.selection_seed,
+    }

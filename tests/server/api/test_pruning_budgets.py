@@ -39,6 +39,12 @@ def policy(fields, **settings):
             {},
             PruningPolicy(coverage=0.9, min_tokens=8, max_tokens=64, guide="all_user"),
         ),
+        ({"vision_pruning": {"keep_tokens_per_crop": 32}}, {"keep_tokens": 9}, PruningPolicy(keep_tokens_per_crop=32)),
+        (
+            {"vision_pruning": {"parameters": {"tau_text": 0.1, "alpha": 2}}},
+            {"keep_tokens": 9, "recipe": "released"},
+            PruningPolicy(keep_tokens=9, parameters=(("alpha", 2), ("tau_text", 0.1)), recipe="released"),
+        ),
         ({"vision_pruning": {"return_indices": True}}, {}, PruningPolicy(return_indices=True)),
         ({"vision_pruning": None}, {"keep_tokens": 192}, PruningPolicy(keep_tokens=192)),
     ],
@@ -52,6 +58,8 @@ SPELLED = [
     {"keep_tokens": [64, 16], "method": "uniform"},
     {"keep_ratio": 0.5, "guide": "none"},
     {"coverage": 0.9, "min_tokens": 8, "max_tokens": 64, "return_indices": True},
+    {"keep_tokens_per_crop": 32, "recipe": "released"},
+    {"keep_tokens": 8, "method": "holov", "parameters": {"regions": 2, "alpha": 0.5}},
     {"question": "a triangle", "seed": 3, "method": "random", "keep_tokens": 9},
 ]
 
@@ -73,6 +81,10 @@ def test_vllms_spelling_means_the_same(red_png):
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
+        ({"vision_pruning": {"parameters": {"alpha": [1]}}}, "vision_pruning.parameters.alpha"),
+        ({"vision_pruning": {"parameters": 3}}, "vision_pruning.parameters"),
+        ({"vision_pruning": {"recipe": "paper"}}, "vision_pruning.recipe"),
+        ({"vision_pruning": {"keep_tokens_per_crop": 0}}, "vision_pruning.keep_tokens_per_crop"),
         ({"mm_processor_kwargs": {"num_crops": 4}}, "mm_processor_kwargs.num_crops"),
         ({"mm_processor_kwargs": {"vision_prune": {"keep": 4}}}, "mm_processor_kwargs.vision_prune.keep"),
         (
@@ -81,7 +93,7 @@ def test_vllms_spelling_means_the_same(red_png):
         ),
     ],
 )
-def test_what_vllms_place_cannot_hold_is_refused_by_name(client, fields, param):
+def test_what_no_place_of_pruning_can_hold_is_refused_by_name(client, fields, param):
     response = client.post("/v1/chat/completions", json=chat_body("Hello", **fields))
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 

@@ -19,9 +19,11 @@ class ServerWide(VisionPruning):
     """`vision_prune` in the model's configuration: what requests that ask for nothing get, and the plugin's memory.
 
     feature_cache_bytes: host memory of each worker for tower outputs of images seen before; 0 turns the cache off.
+    methods: those that requests may name beside none; all where it is empty.
     """
 
     feature_cache_bytes: int = Field(default=512 * 2**20, ge=0)
+    methods: list[str] = Field(default_factory=list)
 
 
 P = TypeVar("P", bound=VisionPruning)
@@ -65,7 +67,7 @@ def _parsed(model: type[P], option: object) -> P:
         parsed = model.model_validate(dict(option))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = str(first["loc"][0]) if first["loc"] else ""
+        field = ".".join(str(step) for step in first["loc"][:2] if isinstance(step, str))
         message = "is not an option of pruning" if first["type"] == "extra_forbidden" else first["msg"]
         raise refusal(f"{FIELD}{'.' if field else ''}{field}: {message}", field) from None
     if parsed.coverage is not None:

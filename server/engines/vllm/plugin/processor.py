@@ -29,7 +29,7 @@ from covervlm.server.models.base import Architecture, Box, Layout
 from covervlm.server.models.pictures import Cost
 from covervlm.server.models.processor import ChatProcessor
 from covervlm.server.models.registry import architecture_of
-from covervlm.server.selection.selector import budget_of, pruner_for, text_of_turns
+from covervlm.server.selection.selector import budget_of, pruned_layout, pruner_for, text_of_turns
 
 Options = Mapping[str, object]
 
@@ -123,6 +123,9 @@ class PruningProcessor(BaseMultiModalProcessor):
     def _plan(self, request: Asked, inputs: ProcessorInputs) -> Planned | None:
         """The plans of a request's images; None where none of them loses a token."""
         policy, architecture = request.policy, self.architecture
+        offered = self._default.methods
+        if offered and policy.method not in (*offered, "none"):
+            raise refusal(f"{policy.method[:40]} is not offered here; choose one of {', '.join(offered)}", "method")
         with _refusals():
             pruner = pruner_for(policy, architecture.pruner_params, has_cls_token=architecture.has_cls_token)
         images = inputs.mm_data_items.get("image")
@@ -136,7 +139,10 @@ class PruningProcessor(BaseMultiModalProcessor):
         shapes = [self._shape(size.width, size.height, inputs.hf_processor_mm_kwargs) for size in sizes]
         layouts = [architecture.layout(shape) for shape in shapes]
         with _refusals():
-            budgets = [budget_of(policy, i, len(layouts), layout.prunable) for i, layout in enumerate(layouts)]
+            budgets = [
+                budget_of(policy, i, len(layouts), layout.prunable, len(layout.parts))
+                for i, layout in enumerate(layouts)
+            ]
         if all(budget >= layout.prunable for budget, layout in zip(budgets, layouts, strict=True)):
             return None
         question: tuple[int, ...] = ()
@@ -144,7 +150,7 @@ class PruningProcessor(BaseMultiModalProcessor):
             text = request.question
             if text is None:
                 text = text_of_turns(policy.guide, self._turns.texts(inputs.prompt))
-            question = tuple(self._chat.word_ids(architecture.words(text)))
+            question = tuple(architecture.word_ids(self._chat, text, policy.recipe))
         hashes = super()._get_mm_hashes(inputs)
         plans = []
         for digest, shape, layout, budget in zip(hashes["image"], shapes, layouts, budgets, strict=True):
@@ -153,9 +159,11 @@ class PruningProcessor(BaseMultiModalProcessor):
                 shape=shape,
                 method=policy.method,
                 budget=budget,
-                kept=layout.kept(budget),
+                kept=pruned_layout(layout, policy.recipe, pruner).kept(budget),
                 question=question,
                 seed=request.seed,
+                parameters=policy.parameters,
+                recipe=policy.recipe,
             )
             plans.append(plan if budget < layout.prunable else replace(plan.whole(), kept=layout.total))
         return Planned(tuple(plans), {name: keys for name, keys in hashes.items() if name != "image"})
@@ -229,4 +237,4 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except InvalidRequest as error:
-        raise refusal(str(error), (error.param or "").rpartition(".")[2]) from None
+        raise refusal(str(error), (error.param or "").partition(".")[2]) from None

@@ -14,7 +14,7 @@ from covervlm.pruners import PruneInput, Pruner, Selection, get_pruner
 from covervlm.server.engines.vllm.plugin.plan import Plan
 from covervlm.server.models.base import Architecture, ImageTokens, Layout
 from covervlm.server.selection.feature_cache import FeatureCache
-from covervlm.server.selection.selector import parts_to_prune
+from covervlm.server.selection.selector import parts_to_prune, pruned_layout
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +70,9 @@ class Selections:
             if self.cache.fits(image):
                 self.cache.put(key, image.to("cpu"))
         chosen: dict[int, tuple[Tensor, Tensor]] = {}
-        for method in dict.fromkeys(plan.method for plan in plans):
-            members = [i for i, plan in enumerate(plans) if plan.method == method]
-            pruner = get_pruner(method, **self.architecture.pruner_params)
+        for method, parameters in dict.fromkeys((plan.method, plan.parameters) for plan in plans):
+            members = [i for i, plan in enumerate(plans) if (plan.method, plan.parameters) == (method, parameters)]
+            pruner = get_pruner(method, **{**self.architecture.pruner_params, **dict(parameters)})
             results = self._select(pruner, [plans[i] for i in members], [images[i] for i in members])
             chosen |= dict(zip(members, results, strict=True))
         return [chosen[i] for i in range(len(plans))]
@@ -84,19 +84,20 @@ class Selections:
         started = time.perf_counter()
         texts = self._texts([plan.question for plan in plans], images[0].tokens.device)
         inputs, counts = [], []
-        for plan, image, text in zip(plans, images, texts, strict=True):
-            parts = parts_to_prune(image, pruner, text if pruner.uses_text else None, plan.seed)
+        layouts = [pruned_layout(image.layout, plan.recipe, pruner) for plan, image in zip(plans, images, strict=True)]
+        for plan, image, layout, text in zip(plans, images, layouts, texts, strict=True):
+            parts = parts_to_prune(image, pruner, text if pruner.uses_text else None, plan.seed, layout)
             inputs += parts
-            counts += [image.layout.share(plan.budget)] * len(parts)
+            counts += [layout.share(plan.budget)] * len(parts)
         selections = iter(self._choose(pruner, inputs, counts))
-        chosen = [[next(selections) for _ in image.layout.parts] for image in images]
+        chosen = [[next(selections) for _ in layout.parts] for layout in layouts]
         # One transfer for all images: each would make the host wait for the device.
         picked = [selection.indices for mine in chosen for selection in mine]
         picks = iter(torch.cat(picked).cpu().split([len(indices) for indices in picked]))
         results = []
         elapsed = (time.perf_counter() - started) * 1e3 / len(plans)
-        for plan, image, mine in zip(plans, images, chosen, strict=True):
-            positions = image.layout.positions([next(picks) for _ in mine])
+        for plan, image, layout, mine in zip(plans, images, layouts, chosen, strict=True):
+            positions = layout.positions([next(picks) for _ in mine])
             if len(positions) != plan.kept:
                 raise RuntimeError(f"{plan.method} kept {len(positions)} tokens where the plan promised {plan.kept}")
             coverage = sum(selection.coverage for selection in mine) / len(mine)
