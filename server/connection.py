@@ -1,6 +1,8 @@
 """A client's connection: uvicorn's HTTP/1.1 over httptools, with bounds on heads, on framing, and on patience."""
 
 import asyncio
+import logging
+import resource
 from typing import Any
 
 import httptools
@@ -8,12 +10,18 @@ from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallab
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+log = logging.getLogger(__name__)
+
 MOST_HEAD_BYTES = 64 * 1024
 MOST_HEADERS = 100
 MOST_FRAMING = 4
 """Bytes on the wire for each byte of a body, beside as many as a head may have."""
 LINGER_SECONDS = 2.0
 """How long a client may go on sending a refused body; closing at once could lose the answer."""
+
+
+_SPARE_FILES = 64
+"""Of the files that the process may have open, so many, or an eighth where that is less, are not for connections."""
 
 
 class Refused(Exception):
@@ -47,6 +55,10 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._watch()
+        if _is_among_the_last(transport.get_extra_info("socket").fileno()):
+            # Answers on other connections need files as well; and where accepting fails, it fails for all alike.
+            log.warning("a connection was closed at once: almost as many files are open as this process may have")
+            transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self._over or self.transport.is_closing():
@@ -210,3 +222,9 @@ class Connection(HttpToolsProtocol):
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
+
+
+def _is_among_the_last(descriptor: int) -> bool:
+    """Whether a file that was opened just now leaves too few; the system gives out the lowest number that is free."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most != resource.RLIM_INFINITY and descriptor >= most - min(_SPARE_FILES, most // 8)

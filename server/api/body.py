@@ -69,7 +69,10 @@ class BodyRoute(APIRoute):
 def checked(body: bytes, adapter: TypeAdapter[Any] | None) -> Any:
     """The body as its model, or plain where there is none. Raises InvalidBody."""
     if takes_too_long(body, LONGEST_PARSE):
-        message = "The body holds more values (100,000), escapes or blanks than this server parses; send fewer of them."
+        message = (
+            "The body holds more values (100,000), escapes, blanks or long strings with escapes than this server "
+            "parses; send fewer of them."
+        )
         raise InvalidBody(failure(400, message, param=_fullest_place(body), code="invalid_json"))
     try:
         value = from_json(body)

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from covervlm.server.core.errors import EngineOverloaded, RateLimited
 ANONYMOUS = "anonymous"
 """Owner of everything that is made without an API key."""
 MUCH = 32 * 2**20
+_SHARE = 3
+"""How many times the memory that is free one key may hold: three quarters of it all while nobody else needs any."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +35,22 @@ class InFlight:
     def __init__(self, limit: int, given_back: Callable[[], None] = lambda: None) -> None:
         self.limit = limit
         self.bytes = 0
+        self.held_by: Counter[str] = Counter()
         self._most = 0
         self._given_back = given_back
-        self.kept = 0
-        """The part of `bytes` that is held by work which outlives its request, such as a job."""
+        self.kept_by: Counter[str] = Counter()
+        """The part of it that is held by work which outlives its request, such as a job."""
 
-    def take(self, size: int) -> None:
+    def take(self, owner: str, size: int) -> None:
         self.bytes += size
+        self.held_by[owner] += size
         self._most = max(self._most, self.bytes)
 
-    def give(self, size: int) -> None:
+    def give(self, owner: str, size: int) -> None:
         self.bytes -= size
+        self.held_by[owner] -= size
+        if not self.held_by[owner]:
+            del self.held_by[owner]
         if self._most - self.bytes >= MUCH:
             self._most = self.bytes
             self._given_back()
@@ -74,10 +82,21 @@ class Caller:
             self._images.take("images")
 
     def check_room(self, size: int) -> None:
-        """Raises EngineOverloaded where requests in flight may not hold `size` more bytes."""
-        if self._memory is not None and self._memory.bytes + size > self._memory.limit:
-            limit = self._memory.limit
-            message = f"Requests in flight take up the {limit} bytes of memory that they share; try again shortly."
+        """Raises EngineOverloaded where requests in flight may not hold `size` more bytes.
+
+        A key leaves room to others: with all its requests it holds at most _SHARE times what is then still free.
+        """
+        memory = self._memory
+        if memory is None or not size:
+            return
+        left = memory.limit - memory.bytes - size
+        if left < 0:
+            message = (
+                f"Requests in flight take up the {memory.limit} bytes of memory that they share; try again shortly."
+            )
+            raise EngineOverloaded(message, retry_after=1)
+        if self.has_key and memory.held_by[self.owner] + size > _SHARE * left:
+            message = "This key's requests take up its share of the memory for requests in flight; try again shortly."
             raise EngineOverloaded(message, retry_after=1)
 
     def hold(self, size: int) -> None:
@@ -89,7 +108,7 @@ class Caller:
             raise RuntimeError("memory was counted for a request that has ended")
         if self._memory is not None:
             self.check_room(size)
-            self._memory.take(size)
+            self._memory.take(self.owner, size)
             self._held += size
 
     @contextmanager
@@ -107,7 +126,7 @@ class Caller:
             yield hold
         finally:
             if self._memory is not None and not self._released:
-                self._memory.give(held)
+                self._memory.give(self.owner, held)
                 self._held -= held
 
     def keep(self, size: int) -> Callable[[], None]:
@@ -118,24 +137,26 @@ class Caller:
         memory = self._memory
         if memory is None:
             return lambda: None
-        if memory.kept + size > memory.limit // 2:
-            message = f"Unfinished jobs may hold half of {memory.limit} bytes, and do; wait until one has finished."
+        left = memory.limit // 2 - memory.kept_by.total() - size
+        if left < 0 or (self.has_key and memory.kept_by[self.owner] + size > _SHARE * left):
+            whose = "A key's unfinished jobs" if left >= 0 else "Unfinished jobs"
+            message = f"{whose} may hold no more of the {memory.limit} bytes; wait until one has finished."
             raise EngineOverloaded(message, retry_after=5)
         if size > self._held:
             self.hold(size - self._held)
         self._held -= size
-        memory.kept += size
+        memory.kept_by[self.owner] += size
 
         def release() -> None:
-            memory.kept -= size
-            memory.give(size)
+            memory.kept_by[self.owner] -= size
+            memory.give(self.owner, size)
 
         return release
 
     def release(self) -> None:
         """Give back all that the request holds; it has ended."""
-        if self._memory is not None and not self._released:
-            self._memory.give(self._held)
+        if self._memory is not None and not self._released and self._held:
+            self._memory.give(self.owner, self._held)
         self._released = True
 
     def cache_digest(self, digest: str) -> str:

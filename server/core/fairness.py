@@ -100,12 +100,12 @@ class FairTurns:
         return self._present[owner]
 
     @asynccontextmanager
-    async def turn(self, owner: Hashable, *, shares: bool = False) -> AsyncIterator[None]:
+    async def turn(self, owner: Hashable, *, leaves: int = 0) -> AsyncIterator[None]:
         """A context that is one turn, entered once the owner's has come.
 
-        shares: this owner leaves one turn to the others, so that nobody is stuck behind its long tasks.
+        leaves: this owner leaves so many turns to the others, so that nobody is stuck behind its long tasks.
         """
-        most = max(1, self._at_once - 1) if shares else self._at_once
+        most = max(1, self._at_once - leaves)
         self._present[owner] += 1
         try:
             await self._wait(owner, most)

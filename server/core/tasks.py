@@ -24,6 +24,9 @@ async def all_or_none(parts: Iterable[Coroutine[None, None, Result]]) -> list[Re
     except BaseExceptionGroup as failed:
         first = failed.exceptions[0]
         failed.__traceback__ = None  # whose frames refer to it
+    except asyncio.CancelledError as cancelled:
+        cancelled.__traceback__ = None  # of which the group's own frame refers to it
+        raise
     try:
         if first is not None:
             raise first
@@ -47,7 +50,10 @@ async def side_by_side(streams: Sequence[AsyncGenerator[Result, None]]) -> Async
                     await arrived.put((number, item, None))
             except Exception as error:
                 failure = error
-        await arrived.put((number, None, failure))
+        try:
+            await arrived.put((number, None, failure))
+        finally:
+            del failure  # whose frames refer to this one
 
     readers = [asyncio.ensure_future(read(number, stream)) for number, stream in enumerate(streams)]
     left = len(readers)
@@ -64,6 +70,7 @@ async def side_by_side(streams: Sequence[AsyncGenerator[Result, None]]) -> Async
         for reader in readers:
             reader.cancel()
         await asyncio.gather(*readers, return_exceptions=True)
+        failure = None  # as above
 
 
 async def in_thread(pool: Executor, call: Callable[[*Arguments], Result], *args: *Arguments) -> Result:

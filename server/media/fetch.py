@@ -16,6 +16,7 @@ from typing import cast
 import httpx
 
 from covervlm.server.core.errors import InvalidRequest
+from covervlm.server.core.fairness import FairTurns
 from covervlm.server.media.addresses import Address, AddressPolicy, literal_address
 from covervlm.server.media.data_urls import too_large
 from covervlm.server.media.names import Names
@@ -23,7 +24,8 @@ from covervlm.server.media.names import Names
 Resolve = Callable[[str, int, str], Awaitable[Sequence[str]]]
 """Addresses of a host and port, for an owner."""
 
-_CONNECTIONS = 32
+_CONNECTIONS = 64
+"""Of which one owner has half at most: servers that drip or say nothing hold theirs for as long as a fetch may take."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Fetcher:
         self._limits = limits
         self._names = Names()
         self._resolve = resolve or self._names
+        self._turns = FairTurns(_CONNECTIONS)
         step = limits.read_timeout
         self._timeout = {"connect": step, "read": step, "write": step, "pool": limits.total_timeout}
         # Connections are not kept: one made for a host must never serve another that shares its address.
@@ -66,7 +69,10 @@ class Fetcher:
         Raises InvalidRequest, which reveals nothing of this network.
         """
         try:
-            async with asyncio.timeout(self._limits.total_timeout):
+            async with (
+                asyncio.timeout(self._limits.total_timeout),
+                self._turns.turn(owner, leaves=_CONNECTIONS // 2),
+            ):
                 return await self._follow(_parsed(url), max_bytes, owner, hold)
         except (TimeoutError, httpx.TimeoutException):
             raise _refused("Fetching the image took too long; send the image itself as a data URL.") from None

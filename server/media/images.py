@@ -96,7 +96,7 @@ class ImageLoader:
         if len(self._turns) >= self._max_pending:
             raise EngineOverloaded("Too many images are waiting to be decoded; try again shortly.", retry_after=1)
         try:
-            async with self._turns.turn(caller.owner, shares=caller.has_key):
+            async with self._turns.turn(caller.owner, leaves=int(caller.has_key)):
                 with caller.holding(size):
                     encoded = await in_thread(self._pool, read)
                     for image in encoded:

@@ -103,7 +103,7 @@ class BatchedEncoder:
         return await asyncio.get_running_loop().run_in_executor(self._model_thread, work)
 
     async def _preprocessed(self, image: Image, caller: Caller) -> Tensor:
-        async with self._turns.turn(caller.owner, shares=caller.has_key):
+        async with self._turns.turn(caller.owner, leaves=int(caller.has_key)):
             with caller.holding(self.encoder.cost(*image.size).work):
                 return await in_thread(self._preprocess, self.encoder.preprocess, image)
 

@@ -22,7 +22,7 @@ from covervlm.server.engines.detokenizer import PromptScores, vocabulary_of
 from covervlm.server.engines.embedded.admission import Event, Job
 from covervlm.server.engines.embedded.grammar import Grammars
 from covervlm.server.engines.embedded.mailbox import Mailbox
-from covervlm.server.engines.embedded.worker import StepLimits, Worker
+from covervlm.server.engines.embedded.worker import StepLimits, Worker, places
 from covervlm.server.engines.faults import for_caller, is_out_of_memory
 from covervlm.server.engines.recommended import recommended
 from covervlm.server.models.base import Adapter
@@ -141,8 +141,8 @@ class TransformersEngine:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationChunk, None]:
         """Chunks of all choices as they are decoded; closing the iterator drops the request at the next step."""
-        if request.sampling.n > self._config.max_running:
-            message = f"n is {request.sampling.n}, but this server decodes {self._config.max_running} answers at once."
+        if request.sampling.n > (most := places(self._config.max_running, request.caller)):
+            message = f"n is {request.sampling.n}, but this server decodes {most} answers at once for one caller."
             raise InvalidRequest(message, param="n")
         unfinished = request.sampling.n
         async with contextlib.aclosing(self._events(request, generates=True)) as events:
@@ -179,7 +179,7 @@ class TransformersEngine:
     async def _of_tokenizer(self, ask: Callable[[Adapter], Result], caller: Caller) -> Result:
         worker, adapter = self._serving()
         self._check_room(worker, caller)
-        async with self._turns.turn(caller.owner, shares=caller.has_key):
+        async with self._turns.turn(caller.owner, leaves=int(caller.has_key)):
             return await in_thread(self._pool, ask, adapter)
 
     def _serving(self) -> tuple[Worker, Adapter]:
@@ -195,7 +195,7 @@ class TransformersEngine:
         mailbox = Mailbox(loop)
         job = Job(request, mailbox.post, generates=generates)
         caller = request.caller
-        async with self._turns.turn(caller.owner, shares=caller.has_key):
+        async with self._turns.turn(caller.owner, leaves=int(caller.has_key)):
             costs = [worker.admission.cost(part) for part in request.images]
             caller.hold(sum(cost.kept for cost in costs))
             try:

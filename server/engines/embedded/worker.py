@@ -3,7 +3,8 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Self
@@ -11,6 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from covervlm.server.core.caller import Caller
 from covervlm.server.core.errors import EngineError, EngineUnavailable
 from covervlm.server.core.fairness import FairQueue
 from covervlm.server.core.generation import GenerationChunk
@@ -41,12 +43,18 @@ class StepLimits:
         return cls(images=2, prompt_tokens=1024) if device.type == "cpu" else cls(images=8, prompt_tokens=4096)
 
 
+def places(max_running: int, caller: Caller) -> int:
+    """How many of the answers that run together may be a caller's: one with a key leaves an eighth to others."""
+    return max(1, max_running - max(1, max_running // 8)) if caller.has_key else max_running
+
+
 class Worker(threading.Thread):
     """Iteration-level batching.
 
     A job waits, is prepared (tower, selection), is prefilled, and then runs. `limits` bounds how long running answers
     pause for newcomers, max_running the answers decoded together. Waiting jobs are taken in turn from their owners,
-    once all that were taken before are prefilled: the first token of one comes before the image of the next.
+    once all that were taken before are prefilled: the first token of one comes before the image of the next. An owner
+    who has all the `places` of one is passed over.
 
     A request that fails takes only itself along, a failing decoding step the answers that were running. After a failure
     that no request explains, the model is probed; if it does not answer, the thread ends. `on_end` is called as its
@@ -197,14 +205,21 @@ class Worker(threading.Thread):
         jobs: list[Job] = []
         room = self._max_running - len(self._answers)
         images = 0
+        taken: Counter[Hashable] = Counter(answer.job.request.caller.owner for answer in self._answers)
+
+        def has_place(owner: Hashable) -> bool:
+            job = self._waiting.peek_of(owner)
+            return taken[owner] + job.rows <= places(self._max_running, job.request.caller)
+
         with self._wake:
-            while self._waiting:
-                job = self._waiting.peek()
+            while (owner := next(filter(has_place, self._waiting.owners()), None)) is not None:
+                job = self._waiting.peek_of(owner)
                 images += len(job.pixels)
                 if job.rows > room or (jobs and images > self._limits.images):
                     break
                 room -= job.rows
-                jobs.append(self._waiting.pop())
+                taken[owner] += job.rows
+                jobs.append(self._waiting.pop_of(owner))
         return jobs
 
     def _prefill(self) -> None:

@@ -43,7 +43,8 @@ class Figures:
     files: int = 0
     tasks: int = 0
     others: float = 0.0
-    tries: int = 1
+    earlier: list[tuple[float, float]] = field(default_factory=list)
+    """Of tries that missed by little: the slowest /health, and what others kept of all tries until then."""
     answers: str = ""
     problems: dict[str, str] = field(default_factory=dict)
     """By letter, a to d; `e` is what came back."""

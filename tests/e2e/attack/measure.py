@@ -39,7 +39,7 @@ BACK = 10.0
 POOLS = 24
 """Threads that pools may grow by from the idle server on, however many attacks it has seen."""
 TRIES = 4
-QUIET, WINDOW = 0.6, 1.2
+QUIET, WINDOW = 0.5, 1.0
 """Seconds before an attack, and in which it is repeated."""
 PROCESSORS = os.cpu_count() or 1
 CEILING = 4 * 2**30
@@ -84,13 +84,14 @@ async def measured(served: Served, attack: Attack) -> Figures:
     """The attack's figures, of its last try where it was tried again."""
     await asyncio.to_thread(attack.make)
     under = Slice()
-    for tries in range(1, TRIES + 1):
+    earlier: list[tuple[float, float]] = []
+    while True:
         figures, part = await _once(served, attack, under)
         under += part
-        figures.tries = tries
-        if not figures.marginal:
-            break
-    return figures
+        figures.earlier = list(earlier)
+        if not figures.marginal or len(earlier) == TRIES - 1:
+            return figures
+        earlier.append((figures.worst, figures.kept))
 
 
 async def _once(served: Served, attack: Attack, under: Slice) -> tuple[Figures, Slice]:

@@ -6,6 +6,7 @@ asks), kept (one connection for all) or still (the bystander); times are those o
 
 import contextlib
 import os
+import re
 import socket
 import sys
 import threading
@@ -19,12 +20,19 @@ def _answered(connection: socket.socket, last: bool) -> bool:
     end = b"close" if last else b"keep-alive"
     connection.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: " + end + b"\r\n\r\n")
     answer = b""
-    while b"\r\n\r\n" not in answer:
+    while not _complete(answer):
         piece = connection.recv(4096)
         if not piece:
             return False
         answer += piece
     return answer.startswith(b"HTTP/1.1 200 ")
+
+
+def _complete(answer: bytes) -> bool:
+    """Whether head and body are there: what was left over would be taken for the next answer."""
+    head, end, body = answer.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)\r\ncontent-length: (\d+)", head)
+    return bool(end) and len(body) >= (int(length[1]) if length else 0)
 
 
 def _ask(kind: str, port: int) -> None:

@@ -17,8 +17,8 @@ class Attack:
 
     answers: statuses that its requests may get; 0 stands for a connection that ended without an answer.
     once: it is not sent again and again until the window is over. limit: seconds after which it is cut short.
-    options: the server has these besides the usual ones. alone: no other attack uses its server.
-    wrapper: a command that starts the server. prepare: called with the data folder before that.
+    options: the server has these besides the usual ones. wrapper: a command that starts it, and no other attack uses it
+    then. prepare: called with the data folder before that.
     kept: /health is asked over one connection, because new ones cannot be had.
     make: builds what is sent, before the clock starts. needs: what this machine lacks for it, None for nothing.
     """
@@ -29,7 +29,6 @@ class Attack:
     once: bool = False
     limit: float = 12.0
     options: Sequence[str] = ()
-    alone: bool = False
     wrapper: Callable[[Path], Sequence[str]] | None = None
     prepare: Callable[[Path], None] | None = None
     kept: bool = False
@@ -37,8 +36,9 @@ class Attack:
     needs: Callable[[], str | None] = field(default=lambda: None)
 
     @property
-    def shares_server(self) -> bool:
-        return not (self.alone or self.wrapper or self.prepare)
+    def server(self) -> tuple[object, ...]:
+        """Attacks for which this is the same use one server, one after another."""
+        return tuple(self.options), self.prepare, self.name if self.wrapper else None
 
 
 TABLE: dict[str, Attack] = {}

@@ -25,7 +25,7 @@ class Report:
     def add(self, figures: Figures) -> None:
         f = figures
         excused = f" ({f.excused:.0f})" if f.excused else ""
-        tries = f", {f.tries} tries" if f.tries > 1 else ""
+        tries = "".join(f"; before: {worst:.0f} ms, {kept:.0%}" for worst, kept in f.earlier)
         verdict = "; ".join(f"**{letter}** {text}" for letter, text in sorted(f.problems.items())) or "holds"
         self.rows.append(
             f"| {f.name} | {f.p50:.0f} / {f.p99:.0f} / {f.worst:.0f}{excused} "
@@ -35,6 +35,9 @@ class Report:
         )
         self._path.parent.mkdir(exist_ok=True)
         self._path.write_text(f"{self.text()}\n")
+
+    def leave_out(self, name: str, reason: str) -> None:
+        self.rows.append(f"| {name} | | | | | | | left out: {reason} |")
 
     def text(self) -> str:
         return "\n".join([HEAD, *self.rows])

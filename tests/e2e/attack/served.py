@@ -26,6 +26,8 @@ OPTIONS = (
     *("--port", "0", "--threads", "1", "--max-inflight-bytes", "1GiB", "--feature-cache-bytes", "64MiB"),
     *("--api-key", ",".join((ATTACKER, WELL_BEHAVED, WATCHER)), "--allowed-media-networks", "127.0.0.0/8"),
 )
+STRICT = ("--receive-timeout", "3", "--send-timeout", "2", "--key-streams", "2", "--key-classifiers", "2")
+"""For attacks whose slow callers are to be gone, and whose quotas are to be full, within their time."""
 START_SECONDS = 300
 
 

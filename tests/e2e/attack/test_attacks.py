@@ -1,7 +1,7 @@
 """Whatever one caller sends, everybody else notices little of it, and nothing of it stays."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ import pytest
 from tests.e2e.attack.attacks import TABLE
 from tests.e2e.attack.figures import Figures
 from tests.e2e.attack.measure import measured
+from tests.e2e.attack.registry import Attack
 from tests.e2e.attack.report import Report
 from tests.e2e.attack.served import Served
 
@@ -16,25 +17,24 @@ pytestmark = [pytest.mark.attack, pytest.mark.timeout(600)]
 
 
 class Servers:
-    """The server that attacks share until one of them has damaged it, and those that have one for themselves."""
+    """The server that attacks share until one of them has damaged it, or the next attack needs another one."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._started = 0
         self._shared: Served | None = None
+        self._kind: object = None
 
-    def new(self, *options: str, prepare: object = None, wrapper: object = None) -> Served:
-        self._started += 1
-        folder = self._folder / f"data-{self._started}"
-        folder.mkdir(mode=0o755)
-        if callable(prepare):
-            prepare(folder)
-        return Served(folder, *options, wrapper=wrapper(folder) if callable(wrapper) else ())
-
-    def shared(self, options: Sequence[str]) -> Served:
-        if self._shared is None or not self._shared.alive or self._shared.options != tuple(options):
+    def get(self, attack: Attack) -> Served:
+        if self._shared is None or not self._shared.alive or self._kind != attack.server:
             self.drop()
-            self._shared = self.new(*options)
+            self._started += 1
+            folder = self._folder / f"data-{self._started}"
+            folder.mkdir(mode=0o755)
+            if attack.prepare:
+                attack.prepare(folder)
+            wrapper = attack.wrapper(folder) if attack.wrapper else ()
+            self._shared, self._kind = Served(folder, *attack.options, wrapper=wrapper), attack.server
         return self._shared
 
     def drop(self) -> None:
@@ -60,22 +60,20 @@ def report(request: pytest.FixtureRequest) -> Iterator[Report]:
         print(f"\n{report.text()}")
 
 
-@pytest.mark.parametrize("name", sorted(TABLE, key=lambda name: tuple(TABLE[name].options)))
+KINDS = list(dict.fromkeys(attack.server for attack in TABLE.values()))
+
+
+@pytest.mark.parametrize("name", sorted(TABLE, key=lambda name: KINDS.index(TABLE[name].server)))
 async def test_everybody_else_goes_on_during(name: str, servers: Servers, report: Report) -> None:
     attack = TABLE[name]
     if reason := attack.needs():
+        report.leave_out(name, reason)
         pytest.skip(reason)
-    if attack.shares_server:
-        served = servers.shared(attack.options)
-    else:
-        served = servers.new(*attack.options, prepare=attack.prepare, wrapper=attack.wrapper)
     figures = Figures(name, worst=math.nan, problems={"d": "the harness itself failed"})
     try:
-        figures = await measured(served, attack)
+        figures = await measured(servers.get(attack), attack)
     finally:
         report.add(figures)
-        if not attack.shares_server:
-            served.stop()
-        elif figures.problems:
+        if figures.problems:
             servers.drop()
     assert not figures.problems

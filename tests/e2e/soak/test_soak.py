@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.e2e.attack.served import ATTACKER
 from tests.e2e.soak import server
 from tests.e2e.soak.workload import KEYS, Workload
 
@@ -20,9 +21,10 @@ REQUESTS = 10_000
 WARM_UP = 2_500
 BLOCK = 2_500
 AT_ONCE = 24
+AT_ONCE_BESIDE_AN_ATTACKER = 32
 OPTIONS = (
     *("--port", "0", "--threads", "1", "--log-level", "error", "--max-running", "16", "--media-threads", "1"),
-    *("--api-key", ",".join(KEYS), "--feature-cache-bytes", "24MiB", "--adaptive-budget", "16:64"),
+    *("--api-key", ",".join((*KEYS, ATTACKER)), "--feature-cache-bytes", "24MiB", "--adaptive-budget", "16:64"),
 )
 
 
@@ -101,8 +103,8 @@ def _fds(pid: int) -> list[os.DirEntry[str]]:
     return list(os.scandir(f"/proc/{pid}/fd"))
 
 
-async def send_all(url: str, numbers: range) -> Workload:
-    """All requests, AT_ONCE at a time, over connections that end with them."""
+async def send_all(url: str, numbers: range, at_once: int = AT_ONCE) -> Workload:
+    """All requests, so many at a time, over connections that end with them."""
     async with httpx.AsyncClient(base_url=url, timeout=120) as client:
         workload = Workload(client)
         waiting = iter(numbers)
@@ -111,7 +113,7 @@ async def send_all(url: str, numbers: range) -> Workload:
             for number in waiting:
                 await workload.send(number)
 
-        await asyncio.gather(*(sender() for _ in range(AT_ONCE)))
+        await asyncio.gather(*(sender() for _ in range(at_once)))
     return workload
 
 
@@ -138,3 +140,41 @@ async def test_ten_thousand_mixed_requests_leave_nothing_behind(tmp_path, capsys
     assert end.most_threads <= warm.most_threads  # pools start threads at peaks, which may come late
     assert (end.files, end.sockets, end.tasks, end.inflight) == (warm.files, warm.sockets, warm.tasks, warm.inflight)
     assert end.objects <= 1.05 * warm.objects
+
+
+@asynccontextmanager
+async def attacked(url: str) -> AsyncIterator[subprocess.Popen[str]]:
+    """Somebody attacks the server meanwhile, from a process of their own."""
+    command = [sys.executable, "-m", "tests.e2e.soak.attacker", url.rpartition(":")[2]]
+    root = Path(server.__file__).parents[3]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root) as process:
+        try:
+            assert process.stdout is not None
+            await asyncio.to_thread(process.stdout.readline)
+            draining = asyncio.ensure_future(asyncio.to_thread(process.stdout.read))
+            yield process
+            assert process.poll() is None, "the attacker gave up"
+        finally:
+            process.kill()
+        print(f"{len((await draining).splitlines()):,} attacks")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(5400)
+async def test_ten_thousand_requests_beside_an_attacker_are_answered_in_time_and_leave_nothing_behind(tmp_path, capsys):
+    """Their slowest twentieth takes twice as long at most as without the attacker."""
+    callers = AT_ONCE_BESIDE_AN_ATTACKER
+    async with served(tmp_path) as (process, url):
+        await send_all(url, range(WARM_UP), callers)
+        calm = await send_all(url, range(WARM_UP, 2 * WARM_UP), callers)
+        before = await holdings(process.pid, url, 2 * WARM_UP)
+        async with attacked(url):
+            beside = await send_all(url, range(2 * WARM_UP, 2 * WARM_UP + REQUESTS), callers)
+        after = await holdings(process.pid, url, 2 * WARM_UP + REQUESTS)
+    with capsys.disabled():
+        print("\n".join(["", HEADER, before.row(), after.row()]))
+        print(f"95th percentile: {calm.slow:.3f} s without, {beside.slow:.3f} s beside the attacker")
+    assert beside.outcomes.total() == REQUESTS
+    assert beside.slow <= 2 * calm.slow
+    assert after.rss <= 1.1 * before.rss
+    assert (after.tasks, after.sockets, after.inflight) == (before.tasks, before.sockets, before.inflight)

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import json
 import random
+import statistics
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
@@ -30,6 +32,7 @@ class Workload:
             data_url(make_scene(70_000_000 + i).image.resize(SIZES[i % len(SIZES)]), "JPEG") for i in range(12)
         ]
         self.outcomes: Counter[Outcome] = Counter()
+        self._seconds: list[float] = []
         kinds: list[tuple[int, Callable[[random.Random], Awaitable[int]], set[int]]] = [
             (30, self.whole, {200}),
             (20, self.streamed, {200}),
@@ -50,9 +53,16 @@ class Workload:
         """Raises AssertionError for a status that this kind of request must not get."""
         rng = random.Random(number)
         kind, allowed = rng.choice(self._kinds)
+        began = time.perf_counter()
         status = await kind(rng)
+        self._seconds.append(time.perf_counter() - began)
         assert status in allowed, (number, kind.__name__, status)
         self.outcomes[kind.__name__, status] += 1
+
+    @property
+    def slow(self) -> float:
+        """The 95th percentile of all requests' times, in seconds."""
+        return statistics.quantiles(self._seconds, n=20)[-1]
 
     # Answers.
 

@@ -12,7 +12,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from covervlm.server import create_app
-from covervlm.server.core.caller import Caller, Callers, InFlight
+from covervlm.server.core.caller import ANONYMOUS, Caller, Callers, InFlight
 from covervlm.server.core.errors import EngineOverloaded, InvalidRequest
 from covervlm.server.core.generation import GenerationChunk
 from covervlm.server.core.tasks import all_or_none
@@ -30,9 +30,9 @@ PIXELS = 4 * 100 * 100
 def test_bytes_are_held_until_their_request_ends():
     inflight = InFlight(100)
     callers = Callers(memory=inflight)
-    with callers.request("a") as first:
+    with callers.request(ANONYMOUS) as first:
         first.hold(60)
-        with callers.request("b") as second:
+        with callers.request(ANONYMOUS) as second:
             second.hold(40)
             with pytest.raises(EngineOverloaded, match="100 bytes"):
                 second.hold(1)
@@ -40,6 +40,25 @@ def test_bytes_are_held_until_their_request_ends():
         assert inflight.bytes == 60
         first.hold(40)
     assert inflight.bytes == 0
+
+
+def test_a_key_leaves_memory_to_others_and_who_has_none_may_take_it_all():
+    memory = InFlight(100)
+    callers = Callers(memory=memory)
+    with callers.request("greedy") as first, callers.request("greedy") as second:
+        first.hold(40)
+        second.hold(35)
+        with pytest.raises(EngineOverloaded, match="share"):
+            second.hold(1)
+        with callers.request("other") as other:
+            other.check_room(18)
+            other.hold(18)
+            with pytest.raises(EngineOverloaded, match="share"):
+                other.hold(1)
+        assert memory.bytes == 75
+    assert (memory.bytes, memory.held_by) == (0, {})
+    with callers.request(ANONYMOUS) as alone:
+        alone.hold(100)
 
 
 def test_a_request_that_fails_gives_back_too():

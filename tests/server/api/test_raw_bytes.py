@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from covervlm.server import create_app
+from covervlm.server import connection, create_app
 from covervlm.server.connection import Connection
 from covervlm.server.settings import Settings
 from tests.server.api.clip_app import wait_for
@@ -32,9 +32,8 @@ STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 def fuzzed_server(tmp_path, **options):
     """A server that gives slow clients half a second, and its engine."""
     engine = ScriptedEngine()
-    settings = Settings(
-        data_dir=tmp_path, log_level="warning", receive_timeout=RECEIVE_TIMEOUT, remote_media=False, **options
-    )
+    options = {"receive_timeout": RECEIVE_TIMEOUT} | options
+    settings = Settings(data_dir=tmp_path, log_level="warning", remote_media=False, **options)
     with running(create_app(settings, engine), settings) as server:
         yield server, engine
 
@@ -205,6 +204,27 @@ def test_a_refused_body_is_not_parsed_and_its_answer_says_that_the_connection_en
     assert check_errors(answer) == [401]
     assert b"\r\nconnection: close\r\n" in answer
     assert sum(parsed) <= 400_000  # what was there before the answer
+
+
+def test_connections_leave_files_for_what_answers_need(tmp_path, monkeypatch, caplog):
+    """Those that are open go on; new ones are closed at once, and the log says why."""
+
+    async def ask_on(address):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(get(b"/health", b"Host: localhost\r\n"))
+        await reader.readuntil(b"\r\n\r\n")
+        monkeypatch.setattr(connection.resource, "getrlimit", lambda kind: (open_files(), 10**6))
+        refused = [await exchange(address, [get(b"/health")]) for _ in range(3)]
+        writer.write(get(b"/health"))
+        answered = await reader.read()
+        monkeypatch.undo()
+        return refused, answered, await exchange(address, [get(b"/health")])
+
+    with fuzzed_server(tmp_path, receive_timeout=SECONDS) as (server, _):
+        refused, kept, new = asyncio.run(ask_on(server.address))
+    assert refused == [b""] * 3
+    assert (check_errors(kept), check_errors(new)) == ([200], [200])
+    assert "almost as many files are open" in caplog.text
 
 
 @pytest.mark.parametrize("headers", [b"", b"Host: localhost\r\nHost: y\r\n"])

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from covervlm.server.clip.encoder.batched import BatchedEncoder
-from covervlm.server.core.caller import Callers, InFlight
+from covervlm.server.core.caller import ANONYMOUS, Callers, InFlight
 from covervlm.server.core.errors import EngineOverloaded
 from covervlm.server.models.pictures import Cost
 
@@ -58,7 +58,7 @@ def batched(encoder):
 
 async def test_of_many_small_pictures_no_more_than_a_batch_is_ever_there_as_pixels(batched, encoder):
     memory = InFlight(16 * COST.kept + 2 * COST.work)
-    with Callers(memory=memory).request("a") as caller:
+    with Callers(memory=memory).request(ANONYMOUS) as caller:
         rows = await batched.images(TINY, caller=caller)
         assert memory.bytes == 0
     assert [int(row) for row in rows] == [i % 256 for i in range(200)]

@@ -122,11 +122,11 @@ async def test_cancelled_waiters_cost_nobody_a_turn():
 
 
 @pytest.mark.parametrize(("at_once", "own"), [(1, 1), (2, 1), (3, 2)])
-async def test_an_owner_who_shares_leaves_a_turn_to_others(at_once, own):
+async def test_an_owner_leaves_a_turn_to_others(at_once, own):
     turns, opened, having = FairTurns(at_once), asyncio.Event(), []
 
     async def work(name):
-        async with turns.turn(name, shares=True):
+        async with turns.turn(name, leaves=1):
             having.append(name)
             await opened.wait()
 

@@ -44,3 +44,21 @@ def test_more_of_it_is_told_at_once(item):
 def test_plain_text_and_what_is_small_pass():
     assert not takes_too_long(json.dumps({"url": "A" * 2**24}).encode(), 0.01)
     assert not takes_too_long(b"[" * (SMALL - 1), 0.0)
+
+
+@pytest.mark.parametrize("mark", ["\\n", "é", "漢", "😀", '\\"', "\\\\"])
+@pytest.mark.parametrize("at", [0, 0.3, 1])
+def test_one_character_makes_a_long_string_dear(mark, at):
+    """Wherever it stands: all that comes before it is copied, and what comes behind as well."""
+    before = "A" * int(2**25 * at)
+    text = f'{{"a": "short", "b": "{before}{mark}{"A" * (2**25 - len(before))}"}}'.encode()
+    assert takes_too_long(text, 0.15)
+    assert not takes_too_long(text, 0.3)
+
+
+@pytest.mark.parametrize("mark", ["\\n", "é", "😀", '\\"', "\\\\", 'a \\"quoted\\" \\\\'])
+def test_long_strings_beside_it_stay_plain(mark):
+    """Pictures beside a text of several lines."""
+    picture = "A" * 2**23
+    parts = [{"url": picture}, "MARK", {"url": picture}, "MARK", picture]
+    assert not takes_too_long(json.dumps(parts).replace("MARK", mark).encode(), 0.001)

@@ -162,3 +162,75 @@ async def test_what_a_failed_part_held_is_gone_before_the_garbage_collector_come
         assert [ref() for ref in held if ref() is not None] == []
     finally:
         gc.enable()
+
+
+async def cancelled_with_what_it_holds(make):
+    """Cancels what `make` returns a coroutine for, and counts the objects of it that only the collector would free."""
+    held = []
+
+    def hold():
+        large = Large()
+        held.append(weakref.ref(large))
+        return large
+
+    async def part(done):
+        large = hold()
+        if not done:
+            await asyncio.Event().wait()
+        return large
+
+    async def caller():
+        body = hold()
+        await make(part)
+        return body
+
+    task = asyncio.create_task(caller())
+    await give(None, 10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    del task
+    await give(None, 10)
+    assert held
+    return sum(ref() is not None for ref in held)
+
+
+@pytest.fixture
+def uncollected():
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("uncollected")
+async def test_what_a_cancelled_caller_held_is_gone_before_the_garbage_collector_comes():
+    assert await cancelled_with_what_it_holds(lambda part: all_or_none([part(True), part(True), part(False)])) == 0
+
+
+@pytest.mark.usefixtures("uncollected")
+@pytest.mark.parametrize("fails", [False, True])
+async def test_what_generators_held_is_gone_before_the_garbage_collector_comes(fails):
+    held = []
+
+    async def stream(failing):
+        large = Large()
+        held.append(weakref.ref(large))
+        for number in range(3):
+            yield number
+        if failing:
+            raise KeyError
+        del large
+
+    async def read():
+        async for _ in side_by_side([stream(False), stream(fails)]):
+            pass
+
+    if fails:
+        with pytest.raises(KeyError) as failure:
+            await read()
+        del failure
+    else:
+        await read()
+    await give(None, 10)
+    assert len(held) == 2
+    assert [ref() for ref in held if ref() is not None] == []

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from covervlm.server.core.caller import Caller
-from covervlm.server.core.errors import EngineError, EngineOverloaded
+from covervlm.server.core.errors import EngineError, EngineOverloaded, InvalidRequest
 from covervlm.server.engines.embedded import mailbox
 from covervlm.server.engines.embedded.worker import StepLimits
 from tests.server.engines.gated import gated, running, until
@@ -107,6 +107,27 @@ async def test_a_request_of_another_key_waits_for_one_turn_of_the_greedy_one(ask
         await asyncio.gather(*greedy, single)
     assert order.index(("single", 0)) <= 1
     assert sorted(number for owner, number in order if owner == "greedy") == list(range(100))
+
+
+@pytest.mark.parametrize("n", [1, 7])
+async def test_a_key_leaves_an_eighth_of_the_places_to_others_whatever_waits_before_them(ask, answer, n):
+    async with gated(max_running=8, max_waiting=300) as (engine, gate):
+        request = ask(None, "Hello", n=n, temperature=1.0, max_tokens=300, ignore_eos=True)
+        first = engine.generate(ask(None, "Hello", **ENDLESS))
+        await anext(first)
+        greedy = [asyncio.create_task(answer(engine, of("greedy", request))) for _ in range(14 // n)]
+        await until(lambda: engine._worker.waiting == len(greedy))
+        gate.open()
+        await first.aclose()
+        await until(lambda: engine.stats().running == 7)
+        other = await answer(engine, of("other", ask(None, "Hello", max_tokens=3, ignore_eos=True)))
+        assert other.choices[0].count == 3
+        assert not any(task.done() for task in greedy)
+        with pytest.raises(InvalidRequest, match="7 answers at once"):
+            await answer(engine, of("greedy", replace(request, sampling=replace(request.sampling, n=8))))
+        for task in greedy:
+            task.cancel()
+        await asyncio.gather(*greedy, return_exceptions=True)
 
 
 async def test_a_key_that_fills_the_queue_leaves_room_for_others(ask, answer):

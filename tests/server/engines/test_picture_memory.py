@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from covervlm.server.core.caller import Callers, InFlight
+from covervlm.server.core.caller import ANONYMOUS, Callers, InFlight
 from covervlm.server.core.errors import EngineOverloaded, InvalidRequest
 from tests.server.engines.gated import running
 
@@ -23,11 +23,11 @@ async def test_pixels_are_charged_before_they_are_made_and_until_the_request_end
 
         engine._adapter.preprocess = noted
         memory = InFlight(cost.kept + cost.work - 1)
-        with Callers(memory=memory).request("a") as caller, pytest.raises(EngineOverloaded):
+        with Callers(memory=memory).request(ANONYMOUS) as caller, pytest.raises(EngineOverloaded):
             await answer(engine, replace(request, caller=caller))
         assert not made
         memory.limit += 1
-        with Callers(memory=memory).request("a") as caller:
+        with Callers(memory=memory).request(ANONYMOUS) as caller:
             await answer(engine, replace(request, caller=caller))
             assert memory.bytes == cost.kept
         assert (made, memory.bytes) == ([cost.kept + cost.work], 0)

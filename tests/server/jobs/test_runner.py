@@ -95,7 +95,7 @@ class Pictures:
 
 
 async def test_a_cancelled_job_that_waits_drops_what_it_holds_and_frees_its_owners_place_at_once(jobs):
-    memory = InFlight(1000)
+    memory = InFlight(1200)
     caller = Caller("me", memory=memory)
     first = await jobs.submit(caller, "fit", lambda _: endless)
     pictures = [Pictures(), Pictures()]
@@ -122,10 +122,18 @@ async def test_a_cancelled_job_that_waits_drops_what_it_holds_and_frees_its_owne
 
 
 async def test_unfinished_jobs_may_hold_half_of_the_memory_for_requests(jobs):
-    memory = InFlight(1000)
+    memory = InFlight(1100)
     await jobs.submit(Caller("me", memory=memory), "fit", lambda _: endless, size=400)
     with pytest.raises(EngineOverloaded):
         await jobs.submit(Caller("you", memory=memory), "fit", lambda _: endless, size=200)
+
+
+async def test_the_jobs_of_one_key_leave_a_quarter_of_that_to_others(jobs):
+    memory = InFlight(1000)
+    await jobs.submit(Caller("me", memory=memory), "fit", lambda _: endless, size=300)
+    with pytest.raises(EngineOverloaded, match="A key's"):
+        await jobs.submit(Caller("me", memory=memory), "fit", lambda _: endless, size=100)
+    await jobs.submit(Caller("you", memory=memory), "fit", lambda _: endless, size=100)
 
 
 async def test_what_a_job_holds_is_counted_once_and_until_it_has_ended(jobs):

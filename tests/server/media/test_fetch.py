@@ -1,6 +1,7 @@
 """Fetching over http(s): real connections within the loopback range, names from a stub of the resolver."""
 
 # ruff: noqa: SIM117 (a server and what fetches from it read better one inside the other)
+import asyncio
 import re
 import ssl
 from pathlib import Path
@@ -207,3 +208,23 @@ async def test_tls_is_verified_against_the_name_though_the_connection_goes_to_th
             await refusal(fetch, f"https://images.test:{port}/")
     assert len(server.heads) == 1
     assert seen[:2] == ["images.test", "other.test"]
+
+
+async def test_one_owner_waits_for_servers_that_say_nothing_while_others_fetch():
+    begun, opened = 0, asyncio.Event()
+
+    async def say_nothing(writer):
+        nonlocal begun
+        begun += 1
+        await opened.wait()
+        writer.write(OK)
+
+    async with serving(lambda path: say_nothing if path == "/silent" else OK) as (_, port), fetching() as fetch:
+        silent = [asyncio.ensure_future(fetch(f"http://127.0.0.1:{port}/silent", 1000)) for _ in range(100)]
+        while begun < 32:
+            await asyncio.sleep(0)
+        others = [fetch(f"http://127.0.0.1:{port}/", 1000, owner="somebody else") for _ in range(40)]
+        assert await asyncio.gather(*others) == [b"image"] * 40
+        assert begun == 32
+        opened.set()
+        assert await asyncio.gather(*silent) == [b"image"] * 100

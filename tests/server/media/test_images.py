@@ -8,7 +8,7 @@ import threading
 import pytest
 from PIL import Image
 
-from covervlm.server.core.caller import Caller, Callers, InFlight
+from covervlm.server.core.caller import ANONYMOUS, Caller, Callers, InFlight
 from covervlm.server.core.errors import EngineOverloaded, InvalidRequest
 from covervlm.server.media import images
 from covervlm.server.media.decoding import ImageLimits, image_digest
@@ -124,7 +124,7 @@ async def test_what_is_fetched_or_read_is_charged_until_it_is_decoded(tmp_path):
     (tmp_path / "red.png").write_bytes(data)
     loader = ImageLoader(LIMITS, threads=1, max_pending=4, fetch=fetch, folder=tmp_path)
     try:
-        with Callers(memory=memory).request("a") as caller:
+        with Callers(memory=memory).request(ANONYMOUS) as caller:
             await loader.load("http://images.test/red.png", param="p", caller=caller)
             await loader.load(f"file://{tmp_path}/red.png", param="p", caller=caller)
             assert (seen, memory.bytes) == ([len(data)], 2 * 4)

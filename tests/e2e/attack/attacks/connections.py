@@ -7,15 +7,13 @@ import re
 from tests.e2e.attack.attacker import Attacker, parsed
 from tests.e2e.attack.bodies import chat
 from tests.e2e.attack.registry import REFUSED, attack
-from tests.e2e.attack.served import ATTACKER, Served
+from tests.e2e.attack.served import ATTACKER, STRICT, Served
 
 MIB = 2**20
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 KEY = f"Authorization: Bearer {ATTACKER}\r\n".encode()
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 ENDED = REFUSED | {0, 401, 408}
-QUICK = ("--receive-timeout", "3")
-"""For servers whose slow callers are to be gone within an attack's time."""
 
 
 async def stream(attacker: Attacker, head: bytes, pieces: list[bytes]) -> None:
@@ -98,22 +96,22 @@ async def drip(attacker: Attacker, begun: bytes, connections: int, seconds: floa
         attacker.complain(f"{open_} of {connections} slow connections are still open after {seconds:.0f} s")
 
 
-@attack("heads that drip, on 200 connections", answers=ENDED, once=True, options=QUICK)
+@attack("heads that drip, on 200 connections", answers=ENDED, once=True, options=STRICT)
 async def slow_heads(attacker: Attacker) -> None:
     await drip(attacker, b"GET /health HTTP/1.1\r\nX: ", 200, 8)
 
 
-@attack("bodies that drip, on 200 connections", answers=ENDED, once=True, options=QUICK)
+@attack("bodies that drip, on 200 connections", answers=ENDED, once=True, options=STRICT)
 async def slow_bodies(attacker: Attacker) -> None:
     await drip(attacker, POST + KEY + b"Content-Length: 100000\r\n\r\n{", 200, 8)
 
 
-@attack("chunks that drip without a key, on 200 connections", answers=ENDED, once=True, options=QUICK)
+@attack("chunks that drip without a key, on 200 connections", answers=ENDED, once=True, options=STRICT)
 async def slow_chunks(attacker: Attacker) -> None:
     await drip(attacker, POST + CHUNKED + b"fffff\r\n", 200, 8)
 
 
-@attack("a thousand connections that say nothing", answers=ENDED, once=True, options=QUICK)
+@attack("a thousand connections that say nothing", answers=ENDED, once=True, options=STRICT)
 async def silent(attacker: Attacker) -> None:
     pairs = [await attacker.connect() for _ in range(1000)]
     await asyncio.sleep(6)
@@ -125,7 +123,7 @@ def log_lines(served: Served) -> int:
     return served.log.read_text(errors="replace").count("\n")
 
 
-@attack("200 connections where 128 files may be open", once=True, alone=True, kept=True, answers=ENDED)
+@attack("200 connections where 128 files may be open", once=True, kept=True, answers=ENDED)
 async def too_many(attacker: Attacker) -> None:
     before = log_lines(attacker.served)
     attacker.served.limit_files(128)

@@ -6,6 +6,7 @@ from tests.e2e.attack import images
 from tests.e2e.attack.attacker import Attacker
 from tests.e2e.attack.bodies import chat, classify, embed
 from tests.e2e.attack.registry import REFUSED, attack
+from tests.e2e.attack.served import STRICT
 
 SERVED = REFUSED | {0, 200}
 
@@ -40,7 +41,7 @@ async def chat_and_leave(attacker: Attacker) -> None:
     await asyncio.gather(*(leave(attacker, "/v1/chat/completions", body, 0.3) for _ in range(100)))
 
 
-@attack("a hundred streams that are never read", answers=SERVED, once=True, options=("--send-timeout", "2"))
+@attack("a hundred streams that are never read", answers=SERVED, once=True, options=STRICT)
 async def never_read(attacker: Attacker) -> None:
     body = chat(max_tokens=400, ignore_eos=True, stream=True, n=8, temperature=1.0, logprobs=True, top_logprobs=20)
     head = (

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import json
 import shutil
+import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -16,7 +18,7 @@ from tests.e2e.attack.attacker import Attacker
 from tests.e2e.attack.attacks.jobs import finished
 from tests.e2e.attack.bodies import CLASSES, classify
 from tests.e2e.attack.registry import REFUSED, attack
-from tests.e2e.attack.served import ATTACKER, Server
+from tests.e2e.attack.served import ATTACKER, STRICT, Server
 
 SESSIONS = "/v1/streams"
 CLASSIFIERS = "/v1/classifiers"
@@ -73,13 +75,14 @@ async def zero_bytes(attacker: Attacker) -> None:
 
 
 def older_database(folder: Path) -> None:
+    old = folder.with_name(f"{folder.name}.old")
     with earlier(folder) as server:
         kept_sessions(server, 1)
-    shutil.copy(folder / DATABASE, folder.with_name(f"{folder.name}.old"))
-    with earlier(folder) as server:
+        with sqlite3.connect(folder / DATABASE) as now, sqlite3.connect(old) as then:
+            now.backup(then)
         kept_sessions(server, 3)
     remember(folder)
-    shutil.copy(folder.with_name(f"{folder.name}.old"), folder / DATABASE)
+    shutil.copy(old, folder / DATABASE)
 
 
 @attack("a database older than the files beside it", once=True, answers=STORED, prepare=older_database)
@@ -88,7 +91,7 @@ async def older(attacker: Attacker) -> None:
     await attacker.post(SESSIONS, SESSION)
 
 
-@attack("a look at the data folder by other users of the machine", once=True, answers=STORED, alone=True)
+@attack("a look at the data folder by other users of the machine", once=True, answers=STORED)
 async def readable(attacker: Attacker) -> None:
     for _ in range(3):
         await attacker.post(SESSIONS, SESSION)
@@ -105,7 +108,7 @@ async def readable(attacker: Attacker) -> None:
     "thirty sessions and classifiers at once where two may be kept",
     once=True,
     answers=STORED,
-    options=("--key-streams", "2", "--key-classifiers", "2"),
+    options=STRICT,
 )
 async def quota_race(attacker: Attacker) -> None:
     await asyncio.gather(*(attacker.post(SESSIONS, SESSION) for _ in range(30)))
@@ -124,46 +127,53 @@ async def quota_race(attacker: Attacker) -> None:
             await attacker.request("DELETE", f"{path}/{name}", counted=False)
 
 
-def damage(folder: Path, kind: str) -> None:
-    """One classifier whose file is not what it was."""
+DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
+    "cut": lambda data: data[: len(data) // 2],
+    "changed": lambda data: b"\xff" * len(data),
+    "other": lambda data: save({"proxies": torch.zeros(2, 2)}),
+    "gone": lambda data: None,
+}
+"""What becomes of a file; None for nothing."""
+
+
+def damage(folder: Path) -> None:
+    """A session and a classifier for each damage, whose files are not what they were."""
+    changes: list[tuple[Path, Callable[[bytes], bytes | None]]] = []
     with earlier(folder) as server:
-        _, answer = server.ask("POST", SESSIONS, SESSION, key=ATTACKER)
-        session = answer.decode().split('"id":"')[1].split('"')[0]
-        assert session
-        started = {"classes": CLASSES, "images": [images.small_jpeg()], "parameters": {"iterations": 2}, "name": "mine"}
-        server.ask("POST", CLASSIFIERS, started, key=ATTACKER)
-        end = time.monotonic() + 60
-        while server.ask("GET", f"{CLASSIFIERS}/mine", key=ATTACKER)[0] != 200:
-            assert time.monotonic() < end, "the classifier was not learned"
-            time.sleep(0.1)
-    for blob in (folder / "blobs").iterdir():
-        data = blob.read_bytes()
-        match kind:
-            case "cut":
-                blob.write_bytes(data[: len(data) // 2])
-            case "changed":
-                blob.write_bytes(b"\xff" * len(data))
-            case "other":
-                blob.write_bytes(save({"proxies": torch.zeros(2, 2)}))
-            case "gone":
-                blob.unlink()
+        for kind, change in DAMAGES.items():
+            known = set((folder / "blobs").iterdir())
+            _, answer = server.ask("POST", SESSIONS, SESSION, key=ATTACKER)
+            (folder / f"session-{kind}").write_text(json.loads(answer)["id"])
+            picture = images.small_jpeg()
+            started = {"classes": CLASSES, "images": [picture], "parameters": {"iterations": 2}, "name": kind}
+            server.ask("POST", CLASSIFIERS, started, key=ATTACKER)
+            end = time.monotonic() + 60
+            while server.ask("GET", f"{CLASSIFIERS}/{kind}", key=ATTACKER)[0] != 200:
+                assert time.monotonic() < end, "the classifier was not learned"
+                time.sleep(0.1)
+            for blob in set((folder / "blobs").iterdir()) - known:
+                changes.append((blob, change))
+    for blob, change in changes:
+        data = change(blob.read_bytes())
+        blob.unlink() if data is None else blob.write_bytes(data)
 
 
 def damaged(kind: str, name: str) -> None:
-    @attack(name, once=True, answers=frozenset({200, 404, 500, 503, 507}), prepare=lambda folder: damage(folder, kind))
+    @attack(name, once=True, answers=frozenset({200, 404, 500, 503, 507}), prepare=damage)
     async def send(attacker: Attacker) -> None:
         """Not the caller's fault, so no 400; and it can be deleted."""
-        await attacker.post("/v1/classify", classify(images.small_jpeg(), classes=None, classifier="mine"))
-        await attacker.request("GET", f"{CLASSIFIERS}/mine/file")
-        for session in (await attacker.request("GET", SESSIONS)).json()["data"]:
-            await attacker.request("GET", f"{SESSIONS}/{session['id']}/snapshot")
-            await attacker.post(f"{SESSIONS}/{session['id']}/observe", {"images": [images.small_jpeg()]})
-            if (await attacker.request("DELETE", f"{SESSIONS}/{session['id']}")).status != 200:
-                attacker.complain("the session cannot be deleted")
-        if (await attacker.request("DELETE", f"{CLASSIFIERS}/mine")).status != 200:
-            attacker.complain("the classifier cannot be deleted")
+        session = f"{SESSIONS}/{(attacker.served.folder / f'session-{kind}').read_text()}"
+        classifier = f"{CLASSIFIERS}/{kind}"
+        await attacker.post("/v1/classify", classify(images.small_jpeg(), classes=None, classifier=kind))
+        await attacker.request("GET", f"{classifier}/file")
+        await attacker.request("GET", f"{session}/snapshot")
+        await attacker.post(f"{session}/observe", {"images": [images.small_jpeg()]})
+        for path in (session, classifier):
+            if (await attacker.request("DELETE", path)).status != 200:
+                attacker.complain(f"{path} cannot be deleted")
 
 
 damaged("cut", "stored files that were cut short")
 damaged("changed", "stored files whose bytes are others")
+damaged("other", "stored files that hold other tensors")
 damaged("gone", "stored files that are gone")

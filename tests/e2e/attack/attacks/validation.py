@@ -33,29 +33,47 @@ filled("1 MiB of zeros for messages", CHAT, '{"model": "demo", "messages": [', "
 filled("4 MiB of zeros for messages", CHAT, '{"model": "demo", "messages": [', "0", "]}", 4)
 filled("4 MiB of empty messages", CHAT, '{"model": "demo", "messages": [', "{}", "]}", 4)
 CONTENT = '{"model": "demo", "messages": [{"role": "user", "content": ['
-filled("4 MiB of zeros for content parts", CHAT, CONTENT, "0", "]}]}", 4)
-filled("4 MiB of empty content parts", CHAT, CONTENT, "{}", "]}]}", 4)
-filled("4 MiB of content parts of an unknown type", CHAT, CONTENT, '{"type":"x"}', "]}]}", 4)
-filled("4 MiB of content parts that lack a text", CHAT, CONTENT, '{"type":"text"}', "]}]}", 4)
-filled("4 MiB of zeros for uploads", "/v1/classifiers", CLASSES + '"name": "a", "uploads": [', "0", "]}", 4)
-filled(
-    "4 MiB of empty images to learn from",
-    "/v1/classifiers",
-    CLASSES + '"name": "a", "images": [',
-    "{}",
-    "]}",
+CLASSIFIERS, STREAMS, CLUSTERINGS = "/v1/classifiers", "/v1/streams", "/v1/clusterings"
+
+
+def all_filled(name: str, size: int, *lists: tuple[str, str, str, str]) -> None:
+    """One list after another: path, what stands before it, its item and what stands behind."""
+
+    def make() -> list[tuple[str, bytes]]:
+        return [(path, repeated(before, item, after, size * MIB)) for path, before, item, after in lists]
+
+    @attack(name, make=make)
+    async def send(attacker: Attacker) -> None:
+        for path, made in make():
+            await attacker.post(path, made)
+
+
+all_filled(
+    "4 MiB of what is no content part, of each kind",
     4,
+    (CHAT, CONTENT, "0", "]}]}"),
+    (CHAT, CONTENT, "{}", "]}]}"),
+    (CHAT, CONTENT, '{"type":"x"}', "]}]}"),
+    (CHAT, CONTENT, '{"type":"text"}', "]}]}"),
 )
-filled("4 MiB of zeros to embed", "/v1/embeddings", '{"input": [', "0", "]}", 4)
-filled("4 MiB of empty objects for images", "/v1/classify", CLASSES + '"images": [', "{}", "]}", 4)
-filled("4 MiB of zeros for classes", "/v1/classify", '{"images": ["x"], "classes": [', "0", "]}", 4)
-filled("4 MiB of zeros for templates", "/v1/streams", CLASSES + '"horizon": 9, "templates": [', "0", "]}", 4)
-filled("4 MiB of empty objects to cluster", "/v1/clusterings", '{"aspect": "color", "images": [', "{}", "]}", 4)
-filled(
-    "4 MiB of zeros for words", "/v1/clusterings", '{"aspect": "color", "images": ["x", "x"], "words": [', "0", "]}", 4
+all_filled(
+    "4 MiB of zeros for each other list of numbers and texts",
+    4,
+    (CLASSIFIERS, CLASSES + '"name": "a", "uploads": [', "0", "]}"),
+    ("/v1/embeddings", '{"input": [', "0", "]}"),
+    ("/v1/classify", '{"images": ["x"], "classes": [', "0", "]}"),
+    (STREAMS, CLASSES + '"horizon": 9, "templates": [', "0", "]}"),
+    (CLUSTERINGS, '{"aspect": "color", "images": ["x", "x"], "words": [', "0", "]}"),
+    (CHAT, START + '"stop": [', "0", "]}"),
+    (CHAT, START + '"vision_pruning": {"keep_tokens": [', "0", "]}}"),
 )
-filled("4 MiB of zeros for stop strings", CHAT, START + '"stop": [', "0", "]}", 4)
-filled("4 MiB of zeros for a budget", CHAT, START + '"vision_pruning": {"keep_tokens": [', "0", "]}}", 4)
+all_filled(
+    "4 MiB of empty objects for each list of images",
+    4,
+    (CLASSIFIERS, CLASSES + '"name": "a", "images": [', "{}", "]}"),
+    ("/v1/classify", CLASSES + '"images": [', "{}", "]}"),
+    (CLUSTERINGS, '{"aspect": "color", "images": [', "{}", "]}"),
+)
 
 # Lists of what is right, and of which there is far too much.
 filled("16 MiB of empty texts in one message", CHAT, CONTENT, '{"type":"text","text":""}', "]}]}", 16)
@@ -102,6 +120,12 @@ body(
 filled("16 MiB of long numbers for budgets", CHAT, START + '"vision_pruning": {"keep_tokens": [', "9" * 4000, "]}}", 16)
 body("60 MiB of a model's name", CHAT, lambda: json.dumps({"model": "x" * (60 * MIB), "messages": []}).encode())
 body("60 MiB of a field's name", CHAT, lambda: (START + '"' + "k" * (60 * MIB) + '": 1}').encode())
+body("57 MiB of text with one escape", CHAT, lambda: b'{"model": "\\n' + b"A" * (57 * MIB) + b'", "messages": []}')
+body(
+    "57 MiB of text with one character of four bytes",
+    CHAT,
+    lambda: b'{"model": "' + b"A" * (57 * MIB) + "\U0001f600".encode() + b'", "messages": []}',
+)
 body(
     "60 MiB of escaped characters in a session's id",
     "/v1/classify",
