@@ -77,8 +77,10 @@ def checked(body: bytes, adapter: TypeAdapter[Any] | None) -> Any:
     try:
         value = from_json(body)
     except ValueError as error:
-        place = _fullest_place(body) if str(error).startswith("recursion") else None
-        message = f"The body is not valid JSON: {error}."
+        deep = str(error).startswith("recursion")
+        depth = f"The body nests too deeply; send at most {_DEEPEST} levels of objects and lists."
+        message = depth if deep else f"The body is not valid JSON: {error}."
+        place = _fullest_place(body) if deep else None
         raise InvalidBody(failure(400, message, param=place, code="invalid_json")) from None
     try:
         return value if adapter is None else adapter.validate_python(value)

@@ -17,6 +17,7 @@ from covervlm.clients import Classification, Client
 from covervlm.clients.jobs import progress_bar
 from covervlm.server.cli.arguments import Taken, count, names, pictures
 from covervlm.server.cli.connect import add_server_arguments, connect
+from covervlm.server.cli.errors import CommandError
 
 AT_ONCE = 32
 """Pictures in one request."""
@@ -79,6 +80,8 @@ def run(arguments: argparse.Namespace) -> None:
 def stored(client: Client, classifier: str | None) -> Iterator[str | None]:
     """The classifier's name on the server; one in a file is there for as long as the block runs."""
     if classifier is None or not Path(classifier).is_file():
+        if classifier is not None and Path(classifier).name != classifier:  # no name has a slash
+            raise CommandError(f"{classifier}: there is no such file")
         yield classifier
         return
     card = client.classifiers.upload("from-a-file", Path(classifier))

@@ -2,7 +2,8 @@
 
 The table is CSV or, by its name and with pyarrow, Parquet. Pictures that it already has are skipped, so that the same
 command goes on where it was ended. Texts are cells as they are, null is an empty one, and objects and lists are their
-JSON. Properties are required where the schema does not say which are. Examples:
+JSON; in CSV, an apostrophe comes before a text that a spreadsheet would compute, such as =1+1. Properties are required
+where the schema does not say which are. Examples:
 
     covervlm extract photos/ --schema thing.json -o things.csv
     covervlm extract invoices/ --schema invoice.json --question "Read this invoice." --keep 256 -o invoices.parquet

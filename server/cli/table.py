@@ -3,11 +3,16 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from covervlm.server.cli.errors import USAGE, CommandError, file_errors
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+"""What spreadsheets take for the beginning of a formula, which an apostrophe before it undoes."""
 
 
 class Table(Protocol):
@@ -39,36 +44,46 @@ def cell(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def guarded(value: Any) -> str:
+    """The cell of a value, with an apostrophe before a text that a spreadsheet would compute."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else cell(value)
+
+
+def _unguarded(text: str) -> str:
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
+
+
 class CsvTable:
     """Every row is in the file as soon as it is added."""
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        self._path = path
+    def __init__(self, path: Path, columns: Sequence[str], spelt: Callable[[Any], str] = guarded) -> None:
+        self._path, self._spelt = path, spelt
         with file_errors(path):
             self._file = path.open("ab+", buffering=0)
             self._file.seek(0)
             data = self._file.read()
             # What follows the last whole row was cut off when a program was killed.
             self._file.truncate(whole := _whole(data))
+        heading = [guarded(name) for name in columns]
         rows = list(csv.reader(io.StringIO(data[:whole].decode("utf-8-sig", "replace"), newline="")))
         if not rows:
-            self._write(columns)
-        elif rows[0] != list(columns):
+            self._write(heading)
+        elif rows[0] != heading:
             raise CommandError(f"{path} is a table of other columns: {', '.join(rows[0])}", USAGE)
         self.rows = rows[1:]
-        self.names = {row[0] for row in self.rows if row}
+        self.names = {_unguarded(row[0]) for row in self.rows if row}
 
     def add(self, row: Sequence[Any]) -> None:
-        self._write([cell(value) for value in row])
+        self._write([self._spelt(value) for value in row])
 
     def close(self) -> None:
         self._file.close()
 
     def _write(self, cells: Sequence[str]) -> None:
         line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(cells)
+        csv.writer(line, lineterminator="\r\n").writerow(cells)  # quotes what holds either of the two
         with file_errors(self._path):
-            self._file.write(line.getvalue().encode(errors="replace"))
+            self._file.write(f"{line.getvalue()[:-2]}\n".encode(errors="replace"))
 
 
 class ParquetTable:
@@ -89,12 +104,12 @@ class ParquetTable:
                 raise CommandError(f"{path} is a table of other columns: {', '.join(known.column_names)}", USAGE)
             self._rows += [list(row.values()) for row in known.to_pylist()]
         self._kept = path.with_name(f"{path.name}.rows")
-        self._new = CsvTable(self._kept, columns)
+        self._new = CsvTable(self._kept, columns, json.dumps)
         self._rows += [[json.loads(text) for text in row] for row in self._new.rows]
         self.names = {row[0] for row in self._rows}
 
     def add(self, row: Sequence[Any]) -> None:
-        self._new.add([json.dumps(value) for value in row])
+        self._new.add(row)
         self._rows.append(row)
 
     def close(self) -> None:

@@ -98,9 +98,12 @@ def labelled(place: Path) -> list[Labelled]:
         if not {"path", "label"} <= set(rows.fieldnames or ()):
             raise CommandError(f"{place}: the first line must name the columns: path,label or path,label,group", USAGE)
         try:
-            return [Labelled(place.parent / row["path"], row["label"] or "", row.get("group")) for row in rows]
+            found = [Labelled(place.parent / row["path"], row["label"] or "", row.get("group")) for row in rows]
         except (csv.Error, TypeError, UnicodeDecodeError) as error:
             raise CommandError(f"{place}: line {rows.line_num} cannot be read: {error}", USAGE) from None
+    if not found:
+        raise CommandError(f"{place} names no pictures; write a line for each below the first", USAGE)
+    return found
 
 
 def _train(client: Client, examples: list[Labelled], arguments: argparse.Namespace) -> str:

@@ -130,6 +130,8 @@ def _reason(matcher: LLMatcher) -> str:
     text = " ".join(matcher.get_error().split()).rstrip(".")
     if text.startswith("NoExtensionBias"):
         return "no text ever ends it, as where a `$ref` only leads back to itself"
+    if text == "invalid multiple of":
+        return "`multipleOf` should be a number above 0"
     return text if len(text) <= 300 else f"{text[:200]} ... {text[-97:]}"
 
 

@@ -154,6 +154,12 @@ def test_what_is_wrong_is_named_in_time(client, engine, name):
     assert engine.requests == []
 
 
+def test_how_deep_a_body_and_a_schema_may_nest_is_told(client):
+    for levels, told in ((33, "more than 64 levels"), (100, "at most 200 levels")):
+        response = client.post("/v1/chat/completions", json=chat_body("Hello", **schema_of(nested(levels))))
+        assert told in response.json()["error"]["message"]
+
+
 def test_what_the_checkpoint_recommends_holds_where_the_request_says_nothing(client, engine):
     engine.recommended = {"temperature": 0.5, "repetition_penalty": 1.05}
     client.post("/v1/chat/completions", json=chat_body("Hello"))

@@ -90,6 +90,7 @@ def test_a_classifier_of_the_server_labels(served, client, folder, report):
         (["{empty}", "--classes", "a,b"], 2, "no pictures found"),
         (["{folder}/notes.txt", "--classes", "a,b"], 1, "notes.txt: The data is not an image"),
         (["{folder}", "--classifier", "nobody"], 1, "nobody"),
+        (["{folder}", "--classifier", "{empty}/no.safetensors"], 1, "no.safetensors: there is no such file"),
         (["{folder}", "--classes", "@/no/such/file"], 2, "/no/such/file cannot be read"),
     ],
 )

@@ -166,6 +166,21 @@ def test_what_was_killed_goes_on_without_asking_for_a_row_again(
         assert sorted(names) == [str(path) for path in sorted(folder.glob("*.png"))]
 
 
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "'=1"])
+def test_no_text_is_a_formula_of_a_spreadsheet(served, script, run, folder, schema, out, monkeypatch, text):
+    monkeypatch.chdir(folder)
+    picture = folder / f"{text.strip().replace('(', '').replace(')', '')}.png"
+    picture.write_bytes((folder / "00.png").read_bytes())
+    requests = script(lambda request: {"size": [-1], "note": text, "even": -1})
+    arguments = ["extract", "--url", served, "--schema", schema, "-o", out, "--", picture.name]
+    try:
+        assert run(*arguments) == (0, "", "")
+        assert table(out)[1:] == [[f"'{picture.name}", "[-1]", f"'{text}", "-1"]]
+        assert (run(*arguments), len(requests)) == ((0, "", ""), 1)
+    finally:
+        picture.unlink()
+
+
 def test_a_finished_table_is_left_as_it_is(served, script, run, folder, schema, out):
     requests = script()
     arguments = ["extract", "--url", served, folder, "--schema", schema, "-o", out]

@@ -71,6 +71,7 @@ def test_a_file_is_on_the_server_while_it_is_used(served, photos, run, tmp_path)
     [
         ("file,label\na.png,x\n", "must name the columns"),
         ("path,label\na.png,x\n", "too few"),
+        ("path,label\n", "names no pictures"),
         ("path,label\n{star},x\n{circle},x\n", "two classes"),
         ("path,label\n{star},x\n{circle},y\n", "one example only"),
     ],

@@ -246,6 +246,11 @@ def test_what_cannot_be_compiled_is_refused_with_its_field(demo, name):
     assert len(str(refused.value)) < 600
 
 
+def test_a_multiple_of_nothing_is_refused_with_the_keyword(demo):
+    with pytest.raises(InvalidRequest, match="`multipleOf` should be a number above 0"):
+        demo(Grammar.of_schema({"type": "number", "multipleOf": 0}))
+
+
 def test_a_keyword_that_no_grammar_has_is_ignored_where_the_schema_is_not_strict(demo):
     schema = {"type": "integer", "minimum": 1, "maximum": 9, "not": {"const": 3}}
     assert demo(Grammar.of_schema(schema, lenient=True)).text in set("123456789")
