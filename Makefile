@@ -120,11 +120,12 @@ lint: $(READY)
 	PYTHONPATH=.typecheck $(BIN)/lint-imports
 
 # The README's figures, except those under load; the quality table takes most of the time.
-bench: $(READY)
+bench: $(READY) $(ZOO)/.ready
 	$(BIN)/python benchmarks/latency.py
 	$(BIN)/python benchmarks/batching.py
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/photographs.py
 
 # The server under load, unpruned and pruned side by side: the demo model, then one whose language model dominates.
 load: $(READY) $(LOAD)/.ready

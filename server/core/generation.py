@@ -251,7 +251,7 @@ class GenerationRequest:
         if asked is not None and asked > left:
             raise InvalidRequest(
                 f"This model's context is {context} tokens, of which the prompt needs {prompt_tokens}. "
-                f"max_tokens is {asked}, and may be {left} at most. Lower it, or leave it out.",
+                f"'max_tokens' is {asked}, and may be {left} at most. Lower it, or leave it out.",
                 param="max_tokens",
                 code="context_length_exceeded",
             )

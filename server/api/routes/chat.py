@@ -21,6 +21,7 @@ from covervlm.server.api.prompt_report import prune_response, pruning_report
 from covervlm.server.api.token_details import content_logprobs, prompt_logprobs
 from covervlm.server.api.usage import usage
 from covervlm.server.api.wire import chat_response as wire
+from covervlm.server.api.wire.as_chat import AsChat
 from covervlm.server.api.wire.chat_request import ChatCompletionRequest
 from covervlm.server.core.answer import ArgumentsDelta, CallBegins, Ending, Opening, Part, TextDelta
 from covervlm.server.core.generation import GenerationRequest, TokenLogprob
@@ -36,17 +37,19 @@ def router(conversation: Conversation, fingerprint: Fingerprint) -> APIRouter:
     @routes.post("/v1/chat/completions", response_model=wire.ChatCompletion, responses=events)
     async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
         """OpenAI's chat completions; `vision_pruning` says how many vision tokens the model reads."""
-        record, generation = request.state.record, await conversation.prepared(body, request)
-        echo = echoed(generation) if body.echo else ""
-        answer = Answer(
-            engine.generate(generation),
-            generation.tools,
-            record,
-            metrics,
-            echo=echo,
-            token_ids=bool(body.return_token_ids),
-        )
-        return await sent(Completion(body, answer, record, fingerprint()), answer, stream=bool(body.stream))
+        record = request.state.record
+        with AsChat(body, body.names).refusals():
+            generation = await conversation.prepared(body, request)
+            echo = echoed(generation) if body.echo else ""
+            answer = Answer(
+                engine.generate(generation),
+                generation.tools,
+                record,
+                metrics,
+                echo=echo,
+                token_ids=bool(body.return_token_ids),
+            )
+            return await sent(Completion(body, answer, record, fingerprint()), answer, stream=bool(body.stream))
 
     @routes.post("/v1/prune", response_model=wire.PruneResponse)
     async def prune(body: ChatCompletionRequest, request: Request) -> Response:

@@ -238,6 +238,11 @@ class ChatCompletionRequest(SamplingFields, ChatPrompt):
             raise ValueError("only allowed where 'logprobs' is true")
         return value
 
+    @property
+    def names(self) -> dict[str, str]:
+        """The name that the caller chose for a field of two names, where an error would have the other one."""
+        return {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
+
     def sampling(self, defaults: Mapping[str, Any] = MappingProxyType({})) -> SamplingParams:
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         return self.sampled(

@@ -8,6 +8,7 @@ from openai.types.chat import completion_create_params as openai_params
 
 from covervlm.server.api.wire import fields
 from covervlm.server.api.wire.chat_request import ChatCompletionRequest, Unless
+from covervlm.server.core.errors import InvalidRequest
 from covervlm.server.core.generation import SamplingParams
 from tests.server.api.scripted import chat_body
 
@@ -213,3 +214,29 @@ def test_vllms_extensions_are_taken(client, engine, name):
 @pytest.mark.parametrize("name", [*TAKEN, *IGNORED, *VLLM, "vision_pruning"])
 def test_null_means_absent(client, name):
     assert client.post("/v1/chat/completions", json=chat_body("Hello", **{name: None})).status_code == 200
+
+
+def beyond(request):
+    try:
+        return request.token_limit(10, 20)
+    except InvalidRequest as error:
+        return [error]
+
+
+USER = [{"role": "user", "content": "Hello"}]
+LIMITS = {
+    "max_tokens": ("/v1/chat/completions", {"messages": USER}),
+    "max_completion_tokens": ("/v1/chat/completions", {"messages": USER}),
+    "max_output_tokens": ("/v1/responses", {"input": "Hello"}),
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_limit_beyond_the_context_is_named_as_the_caller_names_it(client, engine, name, stream):
+    engine.script = beyond
+    path, body = LIMITS[name]
+    response = client.post(path, json={"model": "demo", **body, name: 100, "stream": stream})
+    told = response.json()["error"]
+    assert (response.status_code, told["param"], told["code"]) == (400, name, "context_length_exceeded")
+    assert f"'{name}' is 100, and may be 10 at most" in told["message"]

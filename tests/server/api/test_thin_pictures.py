@@ -33,6 +33,21 @@ def chat(*pictures):
     return {"model": "demo", "messages": [{"role": "user", "content": [*map(part, pictures)]}]}
 
 
+def counted(*pictures):
+    sources = [{"type": "base64", "media_type": "image/png", "data": url.partition(",")[2]} for url in pictures]
+    content = [{"type": "image", "source": source} for source in sources]
+    return {"model": "demo", "messages": [{"role": "user", "content": content}]}
+
+
+def message(*pictures):
+    return counted(*pictures) | {"max_tokens": 4}
+
+
+def response(*pictures):
+    content = [{"type": "input_image", "image_url": url} for url in pictures]
+    return {"model": "demo", "input": [{"role": "user", "content": content}]}
+
+
 def classify(*pictures):
     return {"images": pictures, "classes": ["circle", "star"]}
 
@@ -40,6 +55,10 @@ def classify(*pictures):
 BODIES = {
     "/v1/chat/completions": (chat, "messages[0].content[1].image_url.url"),
     "/v1/prune": (chat, "messages[0].content[1].image_url.url"),
+    "/tokenize": (chat, "messages[0].content[1].image_url.url"),
+    "/v1/messages": (message, "messages[0].content[1].source.data"),
+    "/v1/messages/count_tokens": (counted, "messages[0].content[1].source.data"),
+    "/v1/responses": (response, "input[0].content[1].image_url"),
     "/v1/embeddings": (lambda *pictures: {"input": [part(url) for url in pictures]}, "input[1].image_url.url"),
     "/v1/classify": (classify, "images[1]"),
     "/v1/classifiers": (lambda *pictures: {"name": "c", **classify(*pictures)}, "images[1]"),
@@ -61,8 +80,12 @@ def test_every_route_refuses_it_and_names_its_place_before_it_is_decoded(client,
     whole = urls(1)[0]
     decoded = []
     monkeypatch.setattr(Encoded, "decoded", lambda image: decoded.append(image.width) or Image.new("RGB", (336, 336)))
-    response = client.post(path, json=body(whole, THIN))
-    error = response.json()["error"]
-    assert (response.status_code, error["param"], error["code"]) == (400, param, "image_too_large"), error
-    assert "1 x 4000" in error["message"]
+    refused = client.post(path, json=body(whole, THIN))
+    error = refused.json()["error"]
+    assert refused.status_code == 400
+    if path.startswith("/v1/messages"):  # whose errors have a message alone
+        assert error["message"].startswith(f"{param}: The image of 1 x 4000 pixels is too narrow")
+    else:
+        assert (error["param"], error["code"]) == (param, "image_too_large"), error
+        assert "1 x 4000" in error["message"]
     assert 1 not in decoded

@@ -204,7 +204,7 @@ async def test_logprobs_are_the_models_own(engine, plain, ask, answer, scene):
 
 
 async def test_a_prompt_beyond_the_context_is_refused_with_counts(engine, ask, answer, scene):
-    with pytest.raises(InvalidRequest, match=r"context is 1024 tokens.*\d{3}\. max_tokens is 500") as refused:
+    with pytest.raises(InvalidRequest, match=r"context is 1024 tokens.*\d{3}\. 'max_tokens' is 500") as refused:
         await answer(engine, ask(scene(0), QUESTIONS[0], max_tokens=500))
     assert (refused.value.param, refused.value.code) == ("max_tokens", "context_length_exceeded")
     with pytest.raises(InvalidRequest) as refused:
