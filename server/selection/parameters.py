@@ -7,7 +7,6 @@ from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from covervlm.pruners import Pruner
 from covervlm.pruners.registry import pruner_class
 from covervlm.server.core.errors import InvalidRequest
 
@@ -18,7 +17,7 @@ class _Given(BaseModel):
 
 def checked(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters as the method takes them; InvalidRequest naming the first that it does not have or take."""
-    model = _model(pruner_class(method))
+    model = _model(method)
     try:
         values = model.model_validate(dict(given))
     except ValidationError as error:
@@ -35,15 +34,16 @@ def checked(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def schemas(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     """The JSON schema of every method's parameters, by method."""
-    return {method: _model(pruner_class(method)).model_json_schema() | {"title": method} for method in methods}
+    return {method: _model(method).model_json_schema() | {"title": method} for method in methods}
 
 
 @lru_cache(maxsize=256)
-def _model(method: type[Pruner]) -> type[BaseModel]:
-    hints = get_type_hints(method, include_extras=True)
+def _model(method: str) -> type[BaseModel]:
+    cls = pruner_class(method)
+    hints = get_type_hints(cls, include_extras=True)
     return create_model(
-        f"{method.__name__}Parameters",
+        f"{cls.__name__}Parameters",
         __base__=_Given,
-        __doc__=(method.__doc__ or "").partition("\n")[0],
-        **{field.name: (hints[field.name], field.default) for field in fields(method)},  # type: ignore[call-overload]
+        __doc__=(cls.__doc__ or "").partition("\n")[0],
+        **{field.name: (hints[field.name], field.default) for field in fields(cls)},  # type: ignore[call-overload]
     )
