@@ -166,20 +166,22 @@ def methods_table(device: str) -> str:
     method's choice takes the affinity's time on top.
     """
     names = [name for name in pruner_names() if name != "none"]
-    columns = []
-    for n, k in ((576, 64), (2880, 160)):
-        text, tokens, features = (one[0] for one in scene(1, n, 1024, device))
-        attention = torch.rand(n, generator=torch.Generator().manual_seed(0)).to(device)
-        grid = (24, n // 24)
-        image = PruneInput(tokens, features, text, grid=grid, cls_attention=attention / attention.sum())
-        calls: list[Callable[[], object]] = [partial(coverage_affinity, text, tokens, features, check_finite=False)]
-        calls += [partial(_picks, name, image, k) for name in names]
-        columns.append(medians(calls, device, turns=7 if n < 2000 else 3))
+    columns = [method_times(names, n, k, device) for n, k in ((576, 64), (2880, 160))]
     lines = ["| method | 576 -> 64 | times mmtok | 2,880 -> 160 | times mmtok |", "| --- | --- | --- | --- | --- |"]
     for row, name in enumerate(["(affinity)", *names]):
         cells = [f"{times[row]:.1f} | {times[row] / times[1 + names.index('mmtok')]:.2f}" for times in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def method_times(names: list[str], n: int, k: int, device: str) -> list[float]:
+    """Milliseconds of the affinity and of every method's picks."""
+    text, tokens, features = (one[0] for one in scene(1, n, 1024, device))
+    attention = torch.rand(n, generator=torch.Generator().manual_seed(0)).to(device)
+    image = PruneInput(tokens, features, text, grid=(24, n // 24), cls_attention=attention / attention.sum())
+    calls: list[Callable[[], object]] = [lambda: coverage_affinity(text, tokens, features, check_finite=False)]
+    calls += [partial(_picks, name, image, k) for name in names]
+    return medians(calls, device, turns=7 if n < 2000 else 3)
 
 
 def _picks(name: str, image: PruneInput, count: int) -> None:

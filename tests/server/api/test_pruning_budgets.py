@@ -59,7 +59,7 @@ SPELLED = [
     {"keep_ratio": 0.5, "guide": "none"},
     {"coverage": 0.9, "min_tokens": 8, "max_tokens": 64, "return_indices": True},
     {"keep_tokens_per_crop": 32, "recipe": "released"},
-    {"keep_tokens": 8, "method": "holov", "parameters": {"regions": 2, "alpha": 0.5}},
+    {"keep_tokens": 8, "parameters": {"tau_text": 0.1, "alpha": 2}},
     {"question": "a triangle", "seed": 3, "method": "random", "keep_tokens": 9},
 ]
 
