@@ -140,7 +140,7 @@ class Settings(BaseSettings):
     key_images_per_minute: int | None = Field(default=None, ge=1)
     """most images and videos of one key per minute"""
     key_classifiers: int = Field(default=100, ge=0)
-    """most classifiers that one key may keep"""
+    """most classifiers that one key may keep, and as many projections"""
     key_streams: int = Field(default=100, ge=0)
     """most streams that one key may keep"""
     key_unfinished_jobs: int = Field(default=8, ge=1)

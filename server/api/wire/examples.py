@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, Tag, model_validator
 
 from covervlm.server.api.image_inputs import MOST_IMAGES, ImageInput
 from covervlm.server.api.wire.chat_request import Text, Wire, items
 from covervlm.server.api.wire.methods import MethodBody
 from covervlm.server.clip.labels import Labels
 from covervlm.server.core.errors import InvalidRequest
+from covervlm.server.core.wire import one_of
 
 MOST_EXAMPLES = 50_000
 """Labels, groups and ids of so many, all three, are more values than a body may hold (see `core.parsing`)."""
@@ -22,7 +23,17 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 ShortText = Annotated[Text, Field(max_length=_LONGEST_NAME)]
 Column = Annotated[list[ShortText], items(MOST_EXAMPLES)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Vector = Annotated[list[Number], items(65_536)]
+
+
+def _tag(value: object) -> str:
+    return "<base64>" if isinstance(value, str) else "<numbers>"
+
+
+Vector = Annotated[
+    Annotated[list[Number], items(65_536), Tag("<numbers>")] | Annotated[Text, Tag("<base64>")],
+    one_of(_tag, "numbers, or base64 of float32"),
+]
+"""An embedding."""
 
 
 class Example(Wire):
@@ -32,7 +43,7 @@ class Example(Wire):
     """
 
     image: ImageInput | None = None
-    embedding: Vector | Text | None = None
+    embedding: Vector | None = None
     label: ShortText
     group: ShortText | None = None
     id: ShortText | None = None

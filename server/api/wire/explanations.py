@@ -17,7 +17,7 @@ class ExplainRequest(Wire):
     """
 
     image: ImageInput | None = None
-    embedding: Vector | Text | None = None
+    embedding: Vector | None = None
     label: Text | None = None
     against: Text | None = None
     words: Annotated[list[Text], items(200, 0)] = Field(default_factory=list)
