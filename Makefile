@@ -80,8 +80,8 @@ test-vllm: $(VLLM)/.ready $(ZOO)/.ready
 test-real: $(READY) $(REAL)/.ready
 	PYTHONPATH=$(REAL) $(BIN)/pytest -m real -s tests/zoo
 
-# litellm, langchain-openai and instructor against a server, in an environment of their own: they need a newer certifi than the pins, and
-# an older openai than the tests.
+# litellm, langchain-openai, instructor and llama-index against a server, in an environment of their own: they need a newer certifi
+# than the pins, and llama-index an openai below 3. The openai package itself is asked by the other tests.
 test-peers: $(READY) $(PEERS)/.ready
 	$(PEERS)/bin/pytest -c tests/peers/pytest.ini tests/peers
 

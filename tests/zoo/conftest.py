@@ -1,7 +1,7 @@
 """The zoo's checkpoints on disk, and each as transformers alone runs it."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from starlette.testclient import TestClient
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+from covervlm.server import create_app
+from covervlm.server.settings import Settings
 from tests.zoo.checkpoints import ZOO
 from tests.zoo.templates import QWEN
 
@@ -63,10 +66,13 @@ class Specimen:
         kinds = (ids == self.model.config.image_token_id).long()
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": kinds, **vision}
 
-    @torch.inference_mode()
     def generate(self, question: str, images: Sequence[Image.Image] = (), *, tokens: int = 12) -> list[int]:
         """transformers' greedy answer, by the model alone: no penalty of its generation config."""
-        inputs = self.inputs(question, images)
+        return self.continued(self.inputs(question, images), tokens)
+
+    @torch.inference_mode()
+    def continued(self, inputs: Mapping[str, Any], tokens: int = 12) -> list[int]:
+        """What follows some inputs by that same rule."""
         config = copy.deepcopy(self.model.generation_config)
         config.update(do_sample=False, temperature=1.0, repetition_penalty=1.0, max_new_tokens=tokens)
         out = self.model.generate(**inputs, generation_config=config)
@@ -100,6 +106,14 @@ def specimens(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Speci
 @pytest.fixture(scope="session", params=ZOO)
 def specimen(request: pytest.FixtureRequest, specimens: Callable[[str], Specimen]) -> Specimen:
     return specimens(request.param)
+
+
+@pytest.fixture(scope="module")
+def client(specimen: Specimen) -> Iterator[TestClient]:
+    """A server of the specimen, by the name `zoo`."""
+    settings = Settings(model=str(specimen.path), served_model_name="zoo", threads=1, clip_model="none")
+    with TestClient(create_app(settings)) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

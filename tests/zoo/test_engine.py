@@ -1,17 +1,12 @@
 """The embedded engine on every checkpoint of the zoo answers as transformers does, also in company and streamed."""
 
 import asyncio
-import base64
 import hashlib
-import io
-import json
 from types import SimpleNamespace
 
 import pytest
 import pytest_asyncio
-from starlette.testclient import TestClient
 
-from covervlm.server import create_app
 from covervlm.server.core.generation import (
     GenerationRequest,
     ImagePart,
@@ -21,7 +16,6 @@ from covervlm.server.core.generation import (
 )
 from covervlm.server.engines.detokenizer import vocabulary_of
 from covervlm.server.engines.embedded.engine import TransformersEngine, TransformersEngineConfig
-from covervlm.server.settings import Settings
 from tests.zoo.photographs import photograph
 
 QUESTIONS = ["What is this?", "Wie heißt das Tier 🦜 in Zürich?", "これは何ですか\nThe  answer:"]
@@ -154,53 +148,3 @@ async def test_a_stop_string_takes_its_tokens_log_probabilities_with_it(served):
         assert data.startswith(got.text)
         if data != got.text:  # the stop string begins inside the last token
             assert len(data) - len(bytes(got.entries[-1].bytes).decode(errors="replace")) < len(got.text)
-
-
-@pytest.fixture(scope="module")
-def client(specimen):
-    settings = Settings(model=str(specimen.path), served_model_name="zoo", threads=1, clip_model="none")
-    with TestClient(create_app(settings)) as client:
-        yield client
-
-
-def asked_both_ways(client, body):
-    """The whole answer, and the events of the streamed one."""
-    whole = client.post("/v1/chat/completions", json=body).json()
-    streamed = client.post("/v1/chat/completions", json=body | {"stream": True}).text
-    return whole, [json.loads(line.removeprefix("data: ")) for line in streamed.split("\n\n")[:-2]]
-
-
-@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 2, "seed": 5, "n": 2}], ids=["greedy", "hot"])
-def test_over_http_streaming_equals_not_streaming(client, blocks, sampling):
-    buffer = io.BytesIO()
-    blocks(300, 200).save(buffer, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTIONS[1]}]
-    body = {"model": "zoo", "messages": [{"role": "user", "content": content}], "max_tokens": 20, "ignore_eos": True}
-    body |= {"logprobs": True, "top_logprobs": 3, "vision_pruning": {"keep_tokens": 40}} | sampling
-    whole, events = asked_both_ways(client, body)
-    for choice in whole["choices"]:
-        mine = [c for event in events for c in event["choices"] if c["index"] == choice["index"]]
-        assert "".join(c["delta"].get("content", "") for c in mine) == choice["message"]["content"]
-        streamed = [entry for c in mine if c["logprobs"] for entry in c["logprobs"]["content"]]
-        assert streamed == choice["logprobs"]["content"]
-        data = b"".join(bytes(entry["bytes"]) for entry in streamed)
-        assert same(data.decode(errors="replace"), choice["message"]["content"])
-    assert whole["usage"]["completion_tokens"] == 20 * len(whole["choices"])
-
-
-def test_over_http_a_stop_string_ends_the_answer_before_it_streamed_or_not(client):
-    body = {"model": "zoo", "messages": [{"role": "user", "content": QUESTIONS[2]}], "max_tokens": 30}
-    body |= {"temperature": 2, "seed": 3, "ignore_eos": True}
-    text = client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
-    places = [place for place in range(4, len(text) - 3) if "\ufffd" not in text[place : place + 2]]
-    for stop in {text[place : place + 2] for place in places[:: max(1, len(places) // 3)]}:
-        whole, events = asked_both_ways(client, body | {"stop": [stop], "logprobs": True})
-        [choice] = whole["choices"]
-        assert choice["finish_reason"] == "stop"
-        assert choice["message"]["content"] == text[: text.index(stop)]
-        deltas = [c for event in events for c in event["choices"]]
-        assert "".join(c["delta"].get("content", "") for c in deltas) == choice["message"]["content"]
-        assert [entry for c in deltas if c["logprobs"] for entry in c["logprobs"]["content"]] == (
-            choice["logprobs"]["content"]
-        )
