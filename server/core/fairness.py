@@ -88,6 +88,7 @@ class FairTurns:
         self._at_once = at_once
         self._free = at_once
         self._waiting: FairQueue[tuple[asyncio.Future[None], int]] = FairQueue()
+        self._cancelled = 0
         self._present: Counter[Hashable] = Counter()
         self._having: Counter[Hashable] = Counter()
 
@@ -124,7 +125,7 @@ class FairTurns:
             await called
         except asyncio.CancelledError:
             if called.cancelled():
-                self._waiting.discard(lambda entry: entry[0] is called)
+                self._drop_cancelled()
             else:
                 # Called and cancelled at the same moment: the turn goes to somebody else.
                 self._end(owner)
@@ -142,10 +143,19 @@ class FairTurns:
             if owner is None:
                 return
             called, _ = self._waiting.pop_of(owner)
-            if not called.done():
+            if called.done():
+                self._cancelled -= 1
+            else:
                 self._free -= 1
                 self._having[owner] += 1
                 called.set_result(None)
+
+    def _drop_cancelled(self) -> None:
+        """Of those that wait; many at a time, since each time looks at all of them."""
+        self._cancelled += 1
+        if 2 * self._cancelled > len(self._waiting):
+            self._waiting.discard(lambda entry: entry[0].done())
+            self._cancelled = 0
 
     def _may(self, owner: Hashable) -> bool:
         return self._having[owner] < self._waiting.peek_of(owner)[1]

@@ -22,7 +22,7 @@ NAMES = (
     "four stop strings of 4 MB for a long answer",
     "a logit bias for a hundred thousand tokens",
     "as many guiding words as fit into the context",
-    "128 choices of long answers",
+    "112 choices of long answers",
     "a bad image beside seven large ones in a chat",
     "a clip whose last frame is bad",
     "large pictures from eight callers at once",

@@ -74,6 +74,6 @@ async def test_everybody_else_goes_on_during(name: str, servers: Servers, report
         figures = await measured(servers.get(attack), attack)
     finally:
         report.add(figures)
-        if figures.problems:
+        if set(figures.problems) & {"c", "d"}:
             servers.drop()
     assert not figures.problems

@@ -16,7 +16,7 @@ NAMES = (
     "57 MiB of text with one character of four bytes",
     "4 MB of chat text: one word again and again",
     "two class names of 2 MB in a hundred templates",
-    "128 choices of long answers",
+    "112 choices of long answers",
     "a bad image beside seven large ones in a chat",
     "large pictures from eight callers at once",
     "2,048 pictures of one pixel",

@@ -144,3 +144,31 @@ async def test_an_owner_leaves_a_turn_to_others(at_once, own):
     assert len(turns) == 0
     assert not turns._having
     assert turns._free == at_once
+
+
+async def test_thousands_who_leave_together_are_looked_at_a_few_times_each(monkeypatch):
+    """A request of thousands of images whose first one is bad: each look at all of them would stall everybody else."""
+    turns, looks = FairTurns(1), 0
+    discard = FairQueue.discard
+
+    def counted(queue, unwanted):
+        nonlocal looks
+        looks += len(queue)
+        discard(queue, unwanted)
+
+    monkeypatch.setattr(FairQueue, "discard", counted)
+
+    async def work():
+        async with turns.turn("greedy"):
+            await asyncio.Event().wait()
+
+    async with asyncio.timeout(60), turns.turn("first"):
+        tasks = [asyncio.create_task(work()) for _ in range(4000)]
+        await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert (len(turns), len(turns._waiting)) == (1, 0)
+        assert looks <= 3 * 4000
+    async with asyncio.timeout(5), turns.turn("again"):
+        pass

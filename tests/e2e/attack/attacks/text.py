@@ -87,7 +87,7 @@ async def many_words(attacker: Attacker) -> None:
     await asyncio.gather(*(attacker.post("/v1/prune", body) for _ in range(4)))
 
 
-@attack("128 choices of long answers", answers=SERVED)
+@attack("112 choices of long answers", answers=SERVED)
 async def many_choices(attacker: Attacker) -> None:
-    body = chat(n=32, max_tokens=400, ignore_eos=True, temperature=1.0)
+    body = chat(n=28, max_tokens=400, ignore_eos=True, temperature=1.0)
     await asyncio.gather(*(attacker.post(CHAT, body) for _ in range(4)))
