@@ -180,6 +180,8 @@ class CompletionAnswer:
         body, report = self._body, self._prompts[index // self._n]
         logprobs = None if body.logprobs is None else self._logprobs(index, piece, body.logprobs)
         choice = CompletionChoice(index=index, text="".join(piece.texts), logprobs=logprobs, finish_reason=piece.reason)
+        if last:  # vLLM's clients read these whether or not they asked for them
+            choice.token_ids = choice.prompt_token_ids = choice.prompt_logprobs = None
         if body.return_token_ids:
             choice.token_ids = piece.token_ids
             if first or last:

@@ -193,7 +193,7 @@ class ResponsesStreamOptions(Wire):
 
 
 class ResponsesRequest(Wire):
-    """A request for a response: OpenAI's fields, and `vision_pruning`. Nothing is stored."""
+    """A request for a response: OpenAI's fields, `vision_pruning`, and some of a chat's. Nothing is stored."""
 
     model: Text = ""
     input: Input
@@ -211,6 +211,16 @@ class ResponsesRequest(Wire):
     stream: bool | None = None
     stream_options: ResponsesStreamOptions | None = None
     metadata: Metadata | None = None
+
+    # vLLM's extensions, which mean and allow what they do in a chat.
+    chat_template_kwargs: dict[str, Any] | None = None
+    frequency_penalty: float | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: Text | list[Text] | None = None
+    top_k: int | None = None
 
     # Accepted for compatibility: they label or hint, and change no answer.
     max_tool_calls: Ignored = None
@@ -272,6 +282,7 @@ class ResponsesRequest(Wire):
             parallel_tool_calls=self.parallel_tool_calls,
             logprobs=self.logprobs or None,
             top_logprobs=self.top_logprobs if self.logprobs else None,
+            **{name: getattr(self, name) for name in _AS_IN_A_CHAT},
         )
 
     def _format(self) -> dict[str, Any] | None:
@@ -287,6 +298,10 @@ def _function(tool: ResponsesTool) -> dict[str, Any]:
     return {"type": "function", "function": {**named, "strict": tool.strict is not False}}
 
 
+_AS_IN_A_CHAT = (
+    *("chat_template_kwargs", "frequency_penalty", "min_p", "presence_penalty", "repetition_penalty"),
+    *("seed", "stop", "top_k"),
+)
 _NAMES = {
     "messages": "input",
     "max_tokens": "max_output_tokens",

@@ -16,7 +16,7 @@ from covervlm.server.core.errors import EngineOverloaded, EngineUnavailable, Rat
 from covervlm.server.core.generation import GenerationChunk
 from covervlm.server.settings import Settings
 from tests.server.api.live import live_server
-from tests.server.api.scripted import ScriptedEngine, data_url, prompt_report
+from tests.server.api.scripted import ScriptedEngine, chat_body, data_url, prompt_report
 
 IMAGE = {"type": "input_image", "image_url": data_url(Image.new("RGB", (8, 6), "red")), "detail": "auto"}
 QUESTION = {"type": "input_text", "text": "What color is it?"}
@@ -177,13 +177,34 @@ IGNORED = {
     "service_tier": "auto",
     "user": "u",
 }
+AS_IN_A_CHAT = {
+    "chat_template_kwargs": {"enable_thinking": False},
+    "frequency_penalty": 0.5,
+    "min_p": 0.125,
+    "presence_penalty": 0.25,
+    "repetition_penalty": 1.5,
+    "seed": 7,
+    "stop": ["end"],
+    "top_k": 40,
+}
 MARKED = {n: m for n, field in ResponsesRequest.model_fields.items() for m in field.metadata if isinstance(m, Unless)}
 
 
 def test_every_parameter_of_the_openai_package_has_its_place():
     names = {*response_create_params.ResponseCreateParamsBase.__annotations__, "stream"}
     assert names == {*TAKEN, *IGNORED, *MARKED}
-    assert names | {"vision_pruning"} == set(ResponsesRequest.model_fields)
+    assert names | {"vision_pruning", *AS_IN_A_CHAT} == set(ResponsesRequest.model_fields)
+
+
+def test_vllms_extensions_mean_what_they_mean_in_a_chat(client, engine):
+    post(client, **AS_IN_A_CHAT)
+    client.post("/v1/chat/completions", json=chat_body("Hello", **AS_IN_A_CHAT))
+    response, chat = engine.requests
+    for name in set(AS_IN_A_CHAT) - {"chat_template_kwargs"}:
+        assert getattr(response.sampling, name) == getattr(chat.sampling, name)
+    assert response.sampling.top_k == 40
+    assert response.template == chat.template
+    assert post(client, top_k=-2).json()["error"]["param"] == "top_k"
 
 
 def test_what_happens_to_every_field_is_documented():
