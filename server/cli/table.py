@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 from covervlm.server.cli.errors import USAGE, CommandError, file_errors
 
-
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 """What spreadsheets take for the beginning of a formula, which an apostrophe before it undoes."""
 
