@@ -145,7 +145,7 @@ def plot(path: Path, panels: dict[str, Kept]) -> None:
         axis.set_title(f"{kept.pictures} {title}")
         axis.grid(alpha=0.25)
     axes[0].set_ylabel("coverage of the picture, %")
-    axes[0].legend(loc="upper left", fontsize=8)
+    axes[-1].legend(loc="lower right", fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)
