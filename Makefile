@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPED := kernels pruners server clients
 
-.PHONY: serve test test-long test-attack test-browser test-dashboards test-image test-vllm test-oldest test-peers test-real test-fuzz test-exhaustive lint bench load demo-model clean
+.PHONY: serve test test-long test-attack test-attack-vllm test-browser test-dashboards test-image test-vllm test-oldest test-peers test-real test-fuzz test-exhaustive lint bench load demo-model clean
 
 serve: $(READY)
 	$(BIN)/covervlm serve --port $(PORT)
@@ -42,10 +42,15 @@ test-fuzz: $(READY) $(FUZZ)/.ready
 test-exhaustive: $(READY)
 	$(BIN)/pytest -m exhaustive
 
-# A server under every known attack, beside a well-behaved caller; about ten minutes. The figures go to results/attack.md.
+# A server under every known attack, beside a well-behaved caller, on a machine that does nothing else. The figures go to
+# results/attack.md.
 # Without the right to mount and to make memory cgroups, the attacks that need them are left out.
 test-attack: $(READY)
 	$(BIN)/pytest -m attack tests/e2e/attack
+
+# Some of the attacks on a server with vLLM's engine.
+test-attack-vllm: $(VLLM)/.ready
+	PYTHONPATH=tests/vllm/torchvision_cure $(VLLM)/bin/pytest -c tests/vllm/pytest.ini -m attack tests/vllm/test_attacks.py
 
 # The page in a real browser; installs Debian's chromium if there is none.
 test-browser: $(READY)

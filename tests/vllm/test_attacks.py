@@ -9,7 +9,7 @@ from tests.e2e.attack.attacks import TABLE
 from tests.e2e.attack.measure import measured
 from tests.e2e.attack.served import Served
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.attack, pytest.mark.timeout(900)]
 
 ENGINE = ("--engine", "vllm", "--vllm-args=--enforce-eager --num-gpu-blocks-override 128")
 """With room for a few thousand tokens: more is memory that the first requests take, and that nobody gives back."""
