@@ -11,6 +11,7 @@ from covervlm.server.core.generation import Guide, PruningPolicy, Recipe
 from covervlm.server.core.wire import Wire
 
 MOST_IMAGES = 10_000
+MOST_PARAMETERS, LONGEST_NAME = 32, 64
 BUDGETS = ("keep_tokens", "keep_tokens_per_crop", "keep_ratio", "coverage")
 
 
@@ -31,12 +32,17 @@ def _scalar(value: Any) -> Any:
     return value
 
 
-def _without_null(value: Any) -> Any:
-    return {name: one for name, one in value.items() if one is not None} if isinstance(value, dict) else value
+def _few(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if len(value) > MOST_PARAMETERS or any(len(name) > LONGEST_NAME for name in value):
+        message = f"may have {MOST_PARAMETERS} parameters, with names of {LONGEST_NAME} characters at most"
+        raise PydanticCustomError("invalid_value", message)
+    return {name: one for name, one in value.items() if one is not None}
 
 
 Scalar = Annotated[Any, BeforeValidator(_scalar, json_schema_input_type=bool | float | str)]
-Parameters = Annotated[dict[str, Scalar], Field(max_length=32), BeforeValidator(_without_null)]
+Parameters = Annotated[dict[str, Scalar], BeforeValidator(_few)]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Counts = Annotated[int | tuple[int, ...], BeforeValidator(_counts, json_schema_input_type=int | list[int])]
