@@ -8,9 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest_asyncio
+
 LIMIT = 0.05
 """Seconds of the loop's own thread: of a processor, not of a clock, so that a busy machine makes no callback slow."""
 TESTS = Path(__file__).parents[2]
+FIXTURES = Path(pytest_asyncio.__file__).parent
+"""Whose coroutines run the tests' asynchronous fixtures."""
 
 
 @contextmanager
@@ -52,7 +56,7 @@ def _task(handle: asyncio.Handle) -> asyncio.Task | None:
 
 def _is_of_a_test(handle: asyncio.Handle) -> bool:
     code = getattr(getattr(_task(handle), "get_coro", lambda: None)(), "cr_code", None)
-    return code is not None and TESTS in Path(code.co_filename).parents
+    return code is not None and bool({TESTS, FIXTURES} & set(Path(code.co_filename).parents))
 
 
 def _name(handle: asyncio.Handle) -> str:
