@@ -26,7 +26,9 @@ class DivPrune(Pruner):
         picks = []
         for image, count in zip(inputs, counts, strict=True):
             places = image.places
-            picks.append(places[_spread(*self.view(image.tokens[places]), count)])
+            units, weights = self.view(image.tokens[places])
+            # In single precision: below it, what is alike differs by the order in which an engine adds up.
+            picks.append(places[_spread(units.float(), weights.float(), count)])
         return picks
 
 
