@@ -20,7 +20,7 @@ from covervlm.server.engines.embedded.engine import TransformersEngine, Transfor
 from covervlm.server.models.processor import visual_words
 from tests.zoo.smollm2 import PACKAGES, save_smollm2
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(4 * 3600)]
+pytestmark = [pytest.mark.real, pytest.mark.timeout(3600)]
 
 TOKENS = 16
 OPENINGS = [
