@@ -90,6 +90,7 @@ def test_streaming_equals_not_streaming(client, fields):
         for name in choice["logprobs"] or ():
             assert [one for c in mine for one in c["logprobs"][name]] == choice["logprobs"][name]
         for name in {"token_ids", "prompt_token_ids"} & set(choice):
+            assert (choice[name] is not None) == bool(fields.get("return_token_ids"))
             assert [one for c in mine for one in c.get(name, [])] == (choice[name] or [])
     assert chunks[-1] | {"usage": 0} == chunks[0] | {"choices": [], "usage": 0}
     assert chunks[-1]["usage"] == whole["usage"]
