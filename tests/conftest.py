@@ -8,7 +8,7 @@ import hypothesis
 import pytest
 
 # The same examples each time, and no time limit for one: a run tells what the code does, not how busy the machine was.
-# `make test-fuzz` and `make test-exhaustive` look for new ones.
+# `make test-fuzz` looks for new ones.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("same")
 
