@@ -241,7 +241,7 @@ class Adapter:
         self.chat = ChatProcessor(processor, self.architecture.placeholders(processor.tokenizer))
         self._frame = self.architecture.frame(processor.tokenizer)
         self.language_model: torch.nn.Module = model.model.language_model
-        self.lm_head: torch.nn.Module = model.lm_head
+        self.lm_head: Any = model.lm_head
         self.embeddings: torch.nn.Embedding = model.get_input_embeddings()
         self.context_length: int = model.config.text_config.max_position_embeddings
         eos = model.generation_config.eos_token_id
@@ -252,7 +252,7 @@ class Adapter:
     @property
     def vocabulary_size(self) -> int:
         """Columns of the logits, which may be more than the tokenizer has ids."""
-        return self.lm_head.get_parameter("weight").shape[0]
+        return self.lm_head.out_features
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

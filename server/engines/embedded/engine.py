@@ -22,6 +22,7 @@ from covervlm.server.engines.detokenizer import PromptScores, vocabulary_of
 from covervlm.server.engines.embedded.admission import Event, Job
 from covervlm.server.engines.embedded.grammar import Grammars
 from covervlm.server.engines.embedded.mailbox import Mailbox
+from covervlm.server.engines.embedded.packed_weights import pack
 from covervlm.server.engines.embedded.worker import StepLimits, Worker, places
 from covervlm.server.engines.faults import for_caller, is_out_of_memory
 from covervlm.server.engines.recommended import recommended
@@ -83,6 +84,7 @@ class TransformersEngine:
         config = self._config
         checkpoint = Checkpoint(config.model_path, config.device, config.dtype)
         self._adapter = adapter = await loop.run_in_executor(None, load_adapter, checkpoint)
+        await loop.run_in_executor(None, pack, adapter)
         await loop.run_in_executor(None, warm_up)
         self._grammars = grammars = await loop.run_in_executor(
             None, Grammars, adapter.tokenizer, adapter.vocabulary_size, adapter.eos_ids, config.preprocess_workers

@@ -8,6 +8,7 @@ import torch
 from covervlm.pruners import PruneInput, get_pruner
 from covervlm.server.core.errors import EngineError, EngineOverloaded, EngineUnavailable, InvalidRequest
 from covervlm.server.demo import model_path
+from covervlm.server.engines.embedded import packed_weights
 from covervlm.server.engines.embedded.engine import TransformersEngine, TransformersEngineConfig
 from covervlm.server.models.processor import visual_words
 
@@ -89,6 +90,18 @@ async def test_prompt_tokens_fall_by_the_tokens_dropped(engine, ask, answer, sce
     full = await answer(engine, ask(scene(0), QUESTIONS[0]))
     pruned = await answer(engine, ask(scene(0), QUESTIONS[0], pruning={"keep_tokens": 64}))
     assert full.prompt.prompt_tokens - pruned.prompt.prompt_tokens == 512
+
+
+async def test_answers_with_packed_weights_equal_generate(monkeypatch, plain, ask, answer, scene):
+    monkeypatch.setattr(packed_weights, "_SMALLEST", 1)
+    packed = TransformersEngine(TransformersEngineConfig(str(model_path())))
+    await packed.start()
+    try:
+        for number, question in enumerate(QUESTIONS):
+            got = await answer(packed, ask(scene(number), question, max_tokens=20, logprobs=True))
+            assert got.choices[0].tokens == generate(plain, scene(number), question, 20)
+    finally:
+        await packed.stop()
 
 
 async def test_text_without_an_image_equals_generate(engine, plain, ask, answer):
