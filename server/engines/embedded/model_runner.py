@@ -31,7 +31,7 @@ class ModelRunner:
         """Read prompts together and add prompt i to the batch repeats[i] times.
 
         prompts: embeddings (T, d) and positions (axes, T) of each. They are padded on the right, where a causal model
-        never looks. Returns the logits after each, (len(prompts), V) float32 on the CPU, and the hidden states (T, d)
+        never looks. Returns the logits after each, (len(prompts), V) float32, and the hidden states (T, d)
         of each, which `scores` reads.
         """
         lengths = [len(embeddings) for embeddings, _ in prompts]
@@ -57,7 +57,7 @@ class ModelRunner:
 
         The logits of a long prompt would take gigabytes, so they are made for some tokens at a time.
         """
-        targets = torch.tensor(ids[1:])[:, None]
+        targets = torch.tensor(ids[1:], device=hidden.device)[:, None]
         step = max(1, _LOGITS // self._adapter.vocabulary_size)
         scores: tuple[list[Any], ...] = ([], [], [], [])
         for start in range(0, len(targets), step):
@@ -71,7 +71,7 @@ class ModelRunner:
         return PromptScores(*scores)
 
     def decode(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
-        """Feed every row of the batch its last token at its position; logits (rows, V) float32, CPU."""
+        """Feed every row of the batch its last token at its position; logits (rows, V) float32."""
         device = self._adapter.embeddings.weight.device
         column = torch.tensor(positions, device=device)[:, None]
         hidden = self._adapter.language_model(
@@ -109,7 +109,7 @@ class ModelRunner:
         return positions if self._adapter.position_axes > 1 else positions[0]
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return self._adapter.lm_head(hidden).float().cpu()
+        return self._adapter.lm_head(hidden).float()
 
 
 def _keys_values(layer: Any) -> tuple[Tensor, Tensor]:

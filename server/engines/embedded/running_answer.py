@@ -30,9 +30,9 @@ class RunningAnswer:
         self._end_ids = frozenset(sampling.stop_token_ids)
         if self.constraint is not None or not sampling.ignore_eos:  # the end of a grammar is part of it
             self._end_ids |= adapter.eos_ids
-        self._sampler = None
+        self.sampler = None
         if not sampling.is_plain_argmax:
-            self._sampler = Sampler(sampling, job.ids, choice, end_ids=self._end_ids, banned=job.banned)
+            self.sampler = Sampler(sampling, job.ids, choice, end_ids=self._end_ids, banned=job.banned)
         self._tokenizer = adapter.tokenizer
         self._detokenizer = Detokenizer(
             self._tokenizer,
@@ -46,17 +46,19 @@ class RunningAnswer:
     def live(self) -> bool:
         return self.finish_reason is None and not self.job.cancelled
 
-    def advance(self, logits: Tensor, argmax: int, highest: float) -> GenerationChunk:
-        """Choose the next token, and return the chunk that it makes.
+    def advance(self, logits: Tensor, token: int | Exception, highest: float) -> GenerationChunk:
+        """Go on by the next token, and return the chunk that it makes.
 
-        logits: (V,) float32 on the CPU, with -inf where the grammar allows nothing. argmax, highest: of these logits.
-        Raises FloatingPointError where they are not finite, and EngineError where the grammar or sampling fails.
+        logits: (V,) float32, with -inf where the grammar allows nothing; highest: of these logits. token: what was
+        chosen, or why nothing could be, which is raised. Raises FloatingPointError where the logits are not finite, and
+        EngineError where the grammar fails.
         """
         if self.constraint is not None:
             self.constraint.check()
         if not math.isfinite(highest):
             raise FloatingPointError
-        token = argmax if self._sampler is None else self._sampler.sample(logits)
+        if isinstance(token, Exception):
+            raise token
         self.last_token = token
         self._remaining -= 1
         sampling = self._sampling

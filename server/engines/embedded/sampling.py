@@ -1,6 +1,7 @@
-"""The next token of one sequence, by transformers' own logits processors and a generator of its own."""
+"""The next tokens of a batch: what each row's history changes in its logits, then one draw for all rows."""
 
-from collections.abc import Collection, Mapping, Sequence
+import functools
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -8,17 +9,14 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     MinNewTokensLengthLogitsProcessor,
-    MinPLogitsWarper,
     PreTrainedTokenizerBase,
     RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 
 from covervlm.server.core.errors import EngineError
 from covervlm.server.core.generation import SamplingParams, TokenLogprob
 from covervlm.server.engines.detokenizer import vocabulary_of
+from covervlm.server.engines.embedded.draws import Truncation, draw
 
 
 class OccurrencePenalty(LogitsProcessor):
@@ -48,7 +46,7 @@ class Bans(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         generated = input_ids[0, self.prompt_length :].tolist()
         banned = [s[-1] for s in self.sequences if len(s) == 1 or generated[1 - len(s) :] == s[:-1]]
-        return scores.index_fill(1, torch.tensor(banned, dtype=torch.long), -torch.inf)
+        return scores.index_fill(1, torch.tensor(banned, dtype=torch.long, device=scores.device), -torch.inf)
 
 
 class Bias(LogitsProcessor):
@@ -59,11 +57,11 @@ class Bias(LogitsProcessor):
         self.values = torch.tensor(list(bias.values()))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        return scores.index_add(1, self.tokens, self.values[None])
+        return scores.index_add(1, self.tokens.to(scores.device), self.values[None].to(scores.device))
 
 
 class Sampler:
-    """Chooses the tokens of one choice of one request, whatever else is in the batch.
+    """How the tokens of one choice of one request are chosen, whatever else is in the batch.
 
     Where `SamplingParams.is_plain_argmax` holds, the batch's argmax is the token, and no sampler is needed.
     `prompt_ids` are the text tokens of the prompt, which the repetition penalty counts. Choice i of a seeded request
@@ -79,7 +77,7 @@ class Sampler:
         end_ids: Collection[int] = (),
         banned: Sequence[Sequence[int]] = (),
     ) -> None:
-        self._greedy = params.greedy
+        self.params = params
         self._processors = _processors(params, len(prompt_ids), end_ids, banned)
         self._ids = list(prompt_ids)
         self._generator = torch.Generator()
@@ -88,27 +86,70 @@ class Sampler:
         else:
             self._generator.manual_seed((params.seed + choice) % 2**63)
 
-    def sample(self, logits: Tensor) -> int:
-        """Choose from logits (V,), float32 on the CPU, and remember the choice."""
-        scores = logits[None]
-        if self._processors:
-            scores = self._processors(torch.LongTensor([self._ids]), scores)
+    def adjusted(self, logits: Tensor) -> Tensor:
+        """Logits (V,) after bans, biases and penalties. Raises EngineError where no token is left."""
+        if not self._processors:
+            return logits
+        scores = self._processors(torch.tensor([self._ids], dtype=torch.long, device=logits.device), logits[None])[0]
         if scores.max() == -torch.inf:
             raise EngineError(
                 "No token is left to continue the answer with; change bad_words, logit_bias, min_tokens or the grammar."
             )
-        if self._greedy:
-            token = int(scores.argmax())
-        else:
-            token = int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))
+        return scores
+
+    def uniform(self) -> float:
+        """The next of this choice's random numbers, in [0, 1)."""
+        return float(torch.rand((), generator=self._generator, dtype=torch.float64))
+
+    def remember(self, token: int) -> None:
+        """What was chosen counts for the next token."""
         self._ids.append(token)
-        return token
+
+
+def choose(samplers: Mapping[int, Sampler], logits: Tensor) -> dict[int, int | Exception]:
+    """The next token of some rows of logits (B, V), by row; or why there is none, which is that row's own affair.
+
+    samplers: by row; the highest logit of each of these rows is finite.
+    """
+    chosen: dict[int, int | Exception] = {}
+    greedy: dict[int, Tensor] = {}
+    drawn: dict[int, Tensor] = {}
+    for row, sampler in samplers.items():
+        try:
+            (greedy if sampler.params.greedy else drawn)[row] = sampler.adjusted(logits[row])
+        except Exception as error:
+            chosen[row] = error
+    for some, tokens in ((greedy, _argmaxes), (drawn, functools.partial(_drawn, [samplers[row] for row in drawn]))):
+        if some:
+            chosen |= zip(some, tokens(torch.stack([*some.values()])), strict=True)
+    for row, token in chosen.items():
+        if isinstance(token, int):
+            samplers[row].remember(token)
+    return chosen
+
+
+def _argmaxes(scores: Tensor) -> list[int]:
+    return scores.argmax(-1).tolist()
+
+
+def _drawn(samplers: Sequence[Sampler], scores: Tensor) -> list[int]:
+    def column(values: Iterable[float], dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.tensor([*values], dtype=dtype).to(scores.device)
+
+    params, size = [sampler.params for sampler in samplers], scores.shape[1]
+    truncation = Truncation(
+        temperature=column(one.temperature for one in params),
+        min_p=column(one.min_p for one in params),
+        top_k=column((min(one.top_k, size) if one.top_k > 0 else size for one in params), torch.long),
+        top_p=column(one.top_p for one in params),
+    )
+    return draw(scores, truncation, column(sampler.uniform() for sampler in samplers)).tolist()
 
 
 def _processors(
     params: SamplingParams, prompt_length: int, end_ids: Collection[int], banned: Sequence[Sequence[int]]
 ) -> LogitsProcessorList:
-    """Bans and biases first, then penalties, then temperature, then the truncations, as vLLM orders them."""
+    """Bans and biases first, then penalties, as vLLM orders them."""
     chain = LogitsProcessorList()
     if banned:
         chain.append(Bans(prompt_length, banned))
@@ -120,16 +161,6 @@ def _processors(
         chain.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
     if params.presence_penalty or params.frequency_penalty:
         chain.append(OccurrencePenalty(prompt_length, params.presence_penalty, params.frequency_penalty))
-    if params.greedy:
-        return chain
-    if params.temperature != 1:
-        chain.append(TemperatureLogitsWarper(params.temperature))
-    if params.min_p > 0:
-        chain.append(MinPLogitsWarper(params.min_p))
-    if params.top_k > 0:
-        chain.append(TopKLogitsWarper(params.top_k))
-    if params.top_p < 1:
-        chain.append(TopPLogitsWarper(params.top_p))
     return chain
 
 

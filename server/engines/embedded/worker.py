@@ -1,6 +1,7 @@
 """The thread that owns the model: jobs join, answers grow by one token a step, and both may leave at any step."""
 
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from covervlm.server.engines.embedded.admission import Admission, Job
 from covervlm.server.engines.embedded.grammar import Grammars, Masks
 from covervlm.server.engines.embedded.model_runner import ModelRunner
 from covervlm.server.engines.embedded.running_answer import RunningAnswer
+from covervlm.server.engines.embedded.sampling import choose
 from covervlm.server.engines.faults import casts_doubt, for_caller
 from covervlm.server.models.base import Adapter
 from covervlm.server.selection.feature_cache import FeatureCache
@@ -263,7 +265,9 @@ class Worker(threading.Thread):
         self._answers += joined
         barriers = self._barriers_of(joined)
         self._advance(
-            joined, barriers, logits.repeat_interleave(torch.tensor([len(answers) for _, answers in group]), dim=0)
+            joined,
+            barriers,
+            logits.repeat_interleave(torch.tensor([len(answers) for _, answers in group], device=logits.device), dim=0),
         )
 
     def _next_group(self) -> list[Job]:
@@ -309,14 +313,20 @@ class Worker(threading.Thread):
         if barriers is not None:
             rows = (row for row, answer in enumerate(answers) if answer.constraint is not None)
             for row, barrier in zip(rows, barriers.result(), strict=True):
-                logits[row].add_(barrier)
+                logits[row].add_(barrier.to(logits.device))
         argmaxes = logits.argmax(-1)
         highest = logits.gather(-1, argmaxes[:, None])[:, 0].tolist()
-        for answer, scores, argmax, value in zip(answers, logits, argmaxes.tolist(), highest, strict=True):
+        samplers = {
+            row: answer.sampler
+            for row, answer in enumerate(answers)
+            if answer.sampler is not None and answer.live and math.isfinite(highest[row])
+        }
+        chosen = dict(enumerate(argmaxes.tolist())) | choose(samplers, logits)
+        for row, answer in enumerate(answers):
             if not answer.live:
                 continue
             try:
-                chunk = answer.advance(scores, argmax, value)
+                chunk = answer.advance(logits[row], chosen[row], highest[row])
             except Exception as error:
                 self._fail(answer.job, error)
             else:

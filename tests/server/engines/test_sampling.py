@@ -7,14 +7,22 @@ from transformers import AutoTokenizer, NoBadWordsLogitsProcessor, SequenceBiasL
 from covervlm.server.core.errors import EngineError
 from covervlm.server.core.generation import SamplingParams
 from covervlm.server.demo import model_path
-from covervlm.server.engines.embedded.sampling import Bans, Bias, OccurrencePenalty, Sampler, bad_words
+from covervlm.server.engines.embedded.sampling import Bans, Bias, OccurrencePenalty, Sampler, bad_words, choose
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
 
 
+def sample(sampler: Sampler, logits: torch.Tensor) -> int:
+    """One token, from a batch of one row."""
+    token = choose({0: sampler}, logits[None])[0]
+    if isinstance(token, Exception):
+        raise token
+    return token
+
+
 def draw(params: SamplingParams, count: int, prompt: tuple[int, ...] = ()) -> list[int]:
     sampler = Sampler(params, prompt, choice=0)
-    return [sampler.sample(LOGITS) for _ in range(count)]
+    return [sample(sampler, LOGITS) for _ in range(count)]
 
 
 def test_frequencies_follow_the_softmax_at_the_given_temperature():
@@ -75,7 +83,30 @@ def test_temperatures_that_would_overflow_are_zero(temperature):
 def test_the_strongest_penalties_at_the_lowest_temperature_still_draw(penalty):
     params = SamplingParams(temperature=1e-5, repetition_penalty=penalty, top_p=0.5, top_k=10**30, min_p=1.0, seed=1)
     sampler = Sampler(params, (0, 1), choice=0)
-    assert sampler.sample(torch.tensor([3e4, -3e4, 1.0])) in (0, 1, 2)
+    assert sample(sampler, torch.tensor([3e4, -3e4, 1.0])) in (0, 1, 2)
+
+
+def test_a_row_is_drawn_as_if_it_were_alone():
+    params = [
+        SamplingParams(temperature=0),
+        SamplingParams(temperature=1.3, seed=1),
+        SamplingParams(top_p=0.6, seed=2),
+        SamplingParams(temperature=0, logit_bias={4: 50.0}),
+        SamplingParams(top_k=3, min_p=0.1, presence_penalty=1.5, seed=3),
+    ]
+    rows = torch.stack([LOGITS.roll(shift) for shift in range(len(params))])
+    together = [Sampler(one, (), choice=0) for one in params]
+    alone = [Sampler(one, (), choice=0) for one in params]
+    for _ in range(20):
+        chosen = choose(dict(enumerate(together)), rows)
+        assert [chosen[row] for row in range(len(rows))] == [sample(*pair) for pair in zip(alone, rows, strict=True)]
+
+
+def test_a_row_without_a_token_fails_alone():
+    banned = Sampler(SamplingParams(bad_words=("x",)), (), choice=0, banned=[[i] for i in range(len(LOGITS))])
+    chosen = choose({0: banned, 2: Sampler(SamplingParams(top_k=1), (), choice=0)}, LOGITS.repeat(3, 1))
+    assert isinstance(chosen[0], EngineError)
+    assert chosen[2] == 0
 
 
 # vLLM's further parameters, beside transformers' own processors.
@@ -113,13 +144,13 @@ def test_a_bias_decides_a_greedy_answer():
 
 def test_the_end_is_held_back_for_min_tokens_and_no_longer():
     sampler = Sampler(SamplingParams(temperature=0, min_tokens=3), (7, 8), choice=0, end_ids={0})
-    assert [sampler.sample(LOGITS) for _ in range(5)] == [1, 1, 1, 0, 0]
+    assert [sample(sampler, LOGITS) for _ in range(5)] == [1, 1, 1, 0, 0]
 
 
 def test_no_token_left_is_an_error_for_the_caller():
     sampler = Sampler(SamplingParams(bad_words=("x",)), (), choice=0, banned=[[i] for i in range(len(LOGITS))])
     with pytest.raises(EngineError, match="No token is left"):
-        sampler.sample(LOGITS)
+        sample(sampler, LOGITS)
 
 
 def test_bad_words_are_spelt_as_they_begin_a_text_and_as_they_follow_a_space():
