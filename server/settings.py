@@ -175,6 +175,8 @@ class Settings(BaseSettings):
     """requests that wait for a slot before others are refused"""
     feature_cache_bytes: ByteSize = Field(default=ByteSize(512 * MIB), ge=0)
     """memory for image features seen before; 0 turns the cache off"""
+    prefix_cache_bytes: ByteSize = Field(default=ByteSize(256 * MIB), ge=0)
+    """memory for prompts read before, whose chats then go on sooner (engine transformers); 0 turns the cache off"""
 
     agent_tokens: int = Field(default=16, ge=1)
     """vision tokens of the first pass that guide 'agent' makes with the served model"""

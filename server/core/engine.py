@@ -37,6 +37,7 @@ class EngineStats:
     cache_bytes: int = 0
     cache_hits: int = 0
     cache_misses: int = 0
+    prefix_cache_bytes: int = 0
 
 
 class Engine(Protocol):

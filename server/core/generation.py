@@ -280,8 +280,9 @@ class ImageReport:
 class PromptReport:
     """Known once the prompt is prefilled: the language model's true prompt length, pruning, seconds per stage.
 
-    Stages: `preprocess`, `queue` (waiting for a slot), `tower`, `selection`, `prefill`. token_ids: what was read, with
-    a placeholder for every vision token that was kept. logprobs: one entry for each of them, the first one's NaN, where
+    Stages: `preprocess`, `queue` (waiting for a slot), `tower`, `selection`, `prefill`. cached_tokens: those
+    that the prompt begins with as an earlier one did, and that were not read again. token_ids: the whole prompt, with a
+    placeholder for every vision token that was kept. logprobs: one entry for each of them, the first one's NaN, where
     `prompt_logprobs` asks for them.
     """
 
@@ -289,6 +290,7 @@ class PromptReport:
     images: tuple[ImageReport, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     cached_images: int = 0
+    cached_tokens: int = 0
     token_ids: Sequence[int] = ()
     logprobs: Sequence["TokenLogprob"] = ()
 

@@ -63,6 +63,7 @@ def _transformers_config(module: Any, settings: Settings) -> Any:
         max_running=settings.max_running,
         max_waiting=settings.max_waiting,
         feature_cache_bytes=int(settings.feature_cache_bytes),
+        prefix_cache_bytes=int(settings.prefix_cache_bytes),
         threads=settings.threads,
         methods=settings.pruning_methods,
     )

@@ -63,6 +63,9 @@ class EngineCollector(Collector):
         yield GaugeMetricFamily("covervlm_feature_cache_bytes", "Memory of cached image features.", stats.cache_bytes)
         yield CounterMetricFamily("covervlm_feature_cache_hits", "Images found in the cache.", stats.cache_hits)
         yield CounterMetricFamily("covervlm_feature_cache_misses", "Images not in the cache.", stats.cache_misses)
+        yield GaugeMetricFamily(
+            "covervlm_prefix_cache_bytes", "Memory of prompts kept for later turns.", stats.prefix_cache_bytes
+        )
 
     def _info(self) -> Metric:
         info = self._engine.info

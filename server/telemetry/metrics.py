@@ -60,7 +60,10 @@ class Metrics:
             ["stage", "method"],
             buckets=STAGE_BUCKETS,
         )
-        self.prompt_tokens = counter("covervlm_prompt_tokens", "Prompt tokens that the language model read.")
+        self.prompt_tokens = counter("covervlm_prompt_tokens", "Prompt tokens of the language model.")
+        self.cached_prompt_tokens = counter(
+            "covervlm_cached_prompt_tokens", "Prompt tokens known from an earlier prompt and not read again."
+        )
         self.generation_tokens = counter("covervlm_generation_tokens", "Generated tokens.")
         self.request_prompt_tokens = tokens(
             "covervlm_request_prompt_tokens", "Prompt tokens of one request, after pruning."
@@ -140,6 +143,7 @@ class Metrics:
         if chunk.prompt is not None:
             self.prompt(record, chunk.prompt)
             self.prompt_tokens.inc(chunk.prompt.prompt_tokens)
+            self.cached_prompt_tokens.inc(chunk.prompt.cached_tokens)
             for image in chunk.prompt.images:
                 self.vision_tokens_before.labels(image.method).inc(image.total)
                 self.vision_tokens_after.labels(image.method).inc(image.kept)

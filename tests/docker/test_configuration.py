@@ -143,7 +143,8 @@ def test_a_pods_memory_holds_what_its_settings_allow(monkeypatch):
     [container] = manifest("Deployment")["spec"]["template"]["spec"]["containers"]
     limit = container["resources"]["limits"]["memory"]
     assert limit.endswith("Gi")
-    room = int(limit.removesuffix("Gi")) * 1024 * MIB - settings.max_inflight_bytes - settings.feature_cache_bytes
+    caches = settings.feature_cache_bytes + settings.prefix_cache_bytes
+    room = int(limit.removesuffix("Gi")) * 1024 * MIB - settings.max_inflight_bytes - caches
     assert room >= 2048 * MIB
 
 

@@ -132,11 +132,12 @@ class MessageReply:
             self._message.vision_pruning = pruning_report(self._answer.prompt, self._record)
 
     def _usage(self) -> wire.MessagesUsage:
+        prompt = self._answer.prompt
         return wire.MessagesUsage(
-            input_tokens=self._answer.prompt.prompt_tokens,
+            input_tokens=prompt.prompt_tokens - prompt.cached_tokens,
             output_tokens=self._answer.completion_tokens,
             cache_creation_input_tokens=0,
-            cache_read_input_tokens=0,
+            cache_read_input_tokens=prompt.cached_tokens,
         )
 
 

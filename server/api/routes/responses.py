@@ -171,13 +171,13 @@ class ResponseReply:
         return wire.OutputText(type="output_text", text=section.text, annotations=[], logprobs=logprobs)
 
     def _usage(self) -> wire.ResponsesUsage:
-        read, written = self._answer.prompt.prompt_tokens, self._answer.completion_tokens
+        prompt, written = self._answer.prompt, self._answer.completion_tokens
         return wire.ResponsesUsage(
-            input_tokens=read,
-            input_tokens_details=wire.InputTokensDetails(cached_tokens=0, cache_write_tokens=0),
+            input_tokens=prompt.prompt_tokens,
+            input_tokens_details=wire.InputTokensDetails(cached_tokens=prompt.cached_tokens, cache_write_tokens=0),
             output_tokens=written,
             output_tokens_details=wire.OutputTokensDetails(reasoning_tokens=0),
-            total_tokens=read + written,
+            total_tokens=prompt.prompt_tokens + written,
         )
 
     def _fail(self, failure: Failure) -> None:

@@ -62,7 +62,7 @@ class Choice(BaseModel):
 
 
 class PromptTokensDetails(BaseModel):
-    """`image_tokens` and `text_tokens` make up the prompt. `cached_tokens`: none, prompts are not cached."""
+    """`image_tokens` and `text_tokens` make up the prompt. `cached_tokens`: known from an earlier prompt."""
 
     cached_tokens: int
     image_tokens: int

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 from llguidance import LLMatcher
@@ -13,6 +14,7 @@ from covervlm.server.core.errors import InvalidRequest
 from covervlm.server.core.generation import GenerationChunk, GenerationRequest, ImagePart, PromptReport, VideoPart
 from covervlm.server.engines.detokenizer import PromptScores
 from covervlm.server.engines.embedded.grammar import Grammars
+from covervlm.server.engines.embedded.prefix_cache import Prefix
 from covervlm.server.engines.embedded.sampling import bad_words
 from covervlm.server.models.base import Adapter, ImageTokens
 from covervlm.server.models.pictures import Cost
@@ -33,6 +35,8 @@ class Job:
     embeddings, positions, report, token_limit follow when it is prepared: what `Adapter.assemble` returns, and how many
     tokens may be generated.
 
+    read, prefix: what stands at each place of the prompt, as `PrefixCache` compares it, and what of it was read before.
+
     scores: how likely the model finds the prompt's tokens; there once it is read, where the request asks for that.
 
     grammar, banned: what the answers must look like, compiled, and the tokens of bad words; there once it is opened.
@@ -46,6 +50,7 @@ class Job:
     embeddings: Tensor
     positions: Tensor
     report: PromptReport
+    read: Sequence[Hashable]
     token_limit: int
 
     def __init__(self, request: GenerationRequest, emit: Emit, *, generates: bool) -> None:
@@ -53,6 +58,7 @@ class Job:
         self.emit = emit
         self.generates = generates
         self.cancelled = False
+        self.prefix: Prefix | None = None
         self.scores: PromptScores | None = None
         self.grammar: LLMatcher | None = None
         self.banned: Sequence[Sequence[int]] = ()
@@ -155,6 +161,7 @@ class Admission:
         kept, reports = self._selector.select(request.pruning, job.pruner, images, text, request.selection_seed)
         job.seconds["selection"] = time.perf_counter() - started
         job.embeddings, job.positions = adapter.assemble(job.ids, images, kept)
+        job.read = _places(job.ids, adapter.chat.slots(job.ids), job.keys, images, kept)
         length = len(job.embeddings)
         cached = len(job.keys) - len(job.pixels)
         ids = adapter.expanded(job.ids, [report.kept for report in reports])
@@ -182,3 +189,19 @@ class Admission:
                 encoded[key] = image
                 self._cache.put(key, image)
         return encoded
+
+
+def _places(
+    ids: Sequence[int],
+    slots: Sequence[int],
+    keys: Sequence[str],
+    images: Sequence[ImageTokens],
+    kept: Sequence[Tensor | None],
+) -> list[Hashable]:
+    """What stands at each place of a prompt: a token's id, or an image's key and a place in its unpruned sequence."""
+    read: list[Hashable] = []
+    start = 0
+    for slot, key, image, places in zip(slots, keys, images, kept, strict=True):
+        read += [*ids[start:slot], *zip(repeat(key), range(image.layout.total) if places is None else places.tolist())]
+        start = slot + 1
+    return [*read, *ids[start:]]

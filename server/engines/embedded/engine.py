@@ -23,6 +23,7 @@ from covervlm.server.engines.embedded.admission import Event, Job
 from covervlm.server.engines.embedded.grammar import Grammars
 from covervlm.server.engines.embedded.mailbox import Mailbox
 from covervlm.server.engines.embedded.packed_weights import pack
+from covervlm.server.engines.embedded.prefix_cache import PrefixCache
 from covervlm.server.engines.embedded.worker import StepLimits, Worker, places
 from covervlm.server.engines.faults import for_caller, is_out_of_memory
 from covervlm.server.engines.recommended import recommended
@@ -56,6 +57,7 @@ class TransformersEngineConfig:
     max_waiting: int = 256
     limits: StepLimits | None = None
     feature_cache_bytes: int = 512 * 2**20
+    prefix_cache_bytes: int = 256 * 2**20
     threads: int | None = None
     preprocess_workers: int = 2
     methods: tuple[str, ...] = ()
@@ -67,6 +69,7 @@ class TransformersEngine:
     def __init__(self, config: TransformersEngineConfig) -> None:
         self._config = config
         self._cache = FeatureCache(config.feature_cache_bytes)
+        self._prefixes = PrefixCache(config.prefix_cache_bytes)
         self._pool = ThreadPoolExecutor(config.preprocess_workers, thread_name_prefix="covervlm-preprocess")
         self._adapter: Adapter | None = None
         self._info: EngineInfo | None = None
@@ -94,6 +97,7 @@ class TransformersEngine:
             adapter,
             self._cache,
             grammars,
+            self._prefixes,
             max_running=config.max_running,
             limits=config.limits or StepLimits.for_device(adapter.embeddings.weight.device),
             on_end=functools.partial(_call_soon, loop, self._close_mailboxes),
@@ -135,6 +139,7 @@ class TransformersEngine:
             cache_bytes=self._cache.bytes,
             cache_hits=self._cache.hits,
             cache_misses=self._cache.misses,
+            prefix_cache_bytes=self._prefixes.bytes,
         )
 
     def check_image(self, width: int, height: int) -> None:

@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from covervlm.server.engines.detokenizer import PromptScores
+from covervlm.server.engines.embedded.prefix_cache import Layers, Prefix
 from covervlm.server.models.base import Adapter
 
 _SPARE_COLUMNS = 64
@@ -27,29 +28,36 @@ class ModelRunner:
         self._adapter = adapter
         self._batch = KVBatch()
 
-    def prefill(self, prompts: Sequence[tuple[Tensor, Tensor]], repeats: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+    def prefill(
+        self, prompts: Sequence[tuple[Tensor, Tensor]], repeats: Sequence[int], prefix: Prefix | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Read prompts together and add prompt i to the batch repeats[i] times.
 
         prompts: embeddings (T, d) and positions (axes, T) of each. They are padded on the right, where a causal model
-        never looks. Returns the logits after each, (len(prompts), V) float32, and the hidden states (T, d)
-        of each, which `scores` reads.
+        never looks. prefix: what the only prompt goes on behind, which was read before. Returns the logits after each,
+        (len(prompts), V) float32, and the hidden states (T, d) of each, which `scores` reads.
         """
         lengths = [len(embeddings) for embeddings, _ in prompts]
         longest = max(lengths)
         embeddings = torch.stack([pad(one, (0, 0, 0, longest - len(one))) for one, _ in prompts])
         positions = torch.stack([_padded_positions(one, longest) for _, one in prompts], dim=1)
         cache = DynamicCache()
+        known = 0 if prefix is None else prefix.length
+        for number, (keys, values) in enumerate(prefix.layers if prefix else ()):
+            cache.update(keys[..., :known, :], values[..., :known, :], number)
         hidden = self._adapter.language_model(
             inputs_embeds=embeddings,
             position_ids=self._squeezed(positions),
             # All ones: padding is harmless, and an absent mask would make transformers look for packed sequences.
-            attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device),
+            attention_mask=torch.ones(len(prompts), known + longest, dtype=torch.long, device=embeddings.device),
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
         rows = torch.arange(len(prompts), device=hidden.device)
         logits = self._logits(hidden[rows, torch.tensor(lengths, device=hidden.device) - 1])
-        self._batch.join([_keys_values(layer) for layer in cache.layers], lengths, repeats)
+        self._batch.join(
+            [_keys_values(layer) for layer in cache.layers], [known + length for length in lengths], repeats
+        )
         return logits, [row[:length] for row, length in zip(hidden, lengths, strict=True)]
 
     def scores(self, hidden: Tensor, ids: Sequence[int], top: int) -> PromptScores:
@@ -95,6 +103,10 @@ class ModelRunner:
         ).last_hidden_state
         if not self._logits(hidden[:, -1]).isfinite().all():
             raise FloatingPointError("the model computes numbers that are not finite")
+
+    def read(self, row: int) -> Layers:
+        """A copy of what the layers made of a row's prompt, and of its answer but for the last token."""
+        return self._batch.row(row)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows of the batch but these."""
@@ -203,6 +215,14 @@ class KVBatch:
         self._layers = [
             GrowingLayer(_chosen(keys[:, :, unused:], rows), _chosen(values[:, :, unused:], rows), width)
             for keys, values in live
+        ]
+
+    def row(self, row: int) -> Layers:
+        """A copy of the columns that a row uses."""
+        start = self.width - self.lengths[row]
+        live = [layer.live() for layer in self._layers]
+        return [
+            (keys[row : row + 1, :, start:].clone(), values[row : row + 1, :, start:].clone()) for keys, values in live
         ]
 
     def step_mask(self) -> Tensor:

@@ -1,6 +1,7 @@
 """One answer while it is decoded: its tokens become text, chunks, and in the end a reason to finish."""
 
 import math
+from collections.abc import Hashable, Sequence
 
 from torch import Tensor
 
@@ -19,7 +20,7 @@ class RunningAnswer:
         sampling = job.request.sampling
         self.job = job
         self.position = int(job.positions[0, -1])
-        self.last_token = -1
+        self.tokens: list[int] = []
         self.finish_reason: FinishReason | None = None
         self._choice = choice
         self._sampling = sampling
@@ -43,6 +44,15 @@ class RunningAnswer:
         )
 
     @property
+    def last_token(self) -> int:
+        return self.tokens[-1]
+
+    @property
+    def read(self) -> Sequence[Hashable]:
+        """What the model has read (`Job.read`): the prompt, and the answer but for its last token."""
+        return [*self.job.read, *self.tokens[:-1]]
+
+    @property
     def live(self) -> bool:
         return self.finish_reason is None and not self.job.cancelled
 
@@ -59,7 +69,7 @@ class RunningAnswer:
             raise FloatingPointError
         if isinstance(token, Exception):
             raise token
-        self.last_token = token
+        self.tokens.append(token)
         self._remaining -= 1
         sampling = self._sampling
         ended = token in self._end_ids

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -20,6 +20,7 @@ from covervlm.server.core.generation import GenerationChunk
 from covervlm.server.engines.embedded.admission import Admission, Job
 from covervlm.server.engines.embedded.grammar import Grammars, Masks
 from covervlm.server.engines.embedded.model_runner import ModelRunner
+from covervlm.server.engines.embedded.prefix_cache import PrefixCache
 from covervlm.server.engines.embedded.running_answer import RunningAnswer
 from covervlm.server.engines.embedded.sampling import choose
 from covervlm.server.engines.faults import casts_doubt, for_caller
@@ -68,6 +69,7 @@ class Worker(threading.Thread):
         adapter: Adapter,
         cache: FeatureCache,
         grammars: Grammars,
+        prefixes: PrefixCache,
         *,
         max_running: int,
         limits: StepLimits,
@@ -76,6 +78,7 @@ class Worker(threading.Thread):
         super().__init__(name="covervlm-engine", daemon=True)
         self._adapter = adapter
         self.admission = Admission(adapter, cache, grammars)
+        self._prefixes = prefixes
         self._masks = Masks(adapter.vocabulary_size, adapter.eos_ids)
         self._runner = ModelRunner(adapter)
         self._max_running = max_running
@@ -154,10 +157,22 @@ class Worker(threading.Thread):
         with self._wake:
             self._waiting.discard(lambda job: job.cancelled)
         self._prepared = [job for job in self._prepared if not job.cancelled]
+        for row, answer in enumerate(self._answers):
+            if answer.finish_reason is not None:
+                self._remember(row, answer)
         live = [row for row, answer in enumerate(self._answers) if answer.live]
         if len(live) < len(self._answers):
             self._answers = [self._answers[row] for row in live]
             self._runner.keep(live)
+
+    def _remember(self, row: int, answer: RunningAnswer) -> None:
+        """Keep what was made of a finished answer's prompt, for the next turn of its chat."""
+        owner, read = answer.job.request.caller.owner, answer.read
+        try:
+            if self._prefixes.capacity and not self._prefixes.knows(owner, read):
+                self._prefixes.put(owner, read, self._runner.read(row))
+        except Exception as error:
+            log.warning("a prompt could not be kept for the next turn of its chat: %r", error)
 
     def _abandon_running(self, error: Exception) -> None:
         answers, self._answers = self._answers, []
@@ -232,8 +247,10 @@ class Worker(threading.Thread):
             group = groups.pop(0)
             started = time.perf_counter()
             try:
-                prompts = [(job.embeddings, job.positions[:, :-1]) for job, _ in group]
-                logits, hidden = self._runner.prefill(prompts, [len(answers) for _, answers in group])
+                known = group[0][0].prefix
+                start = 0 if known is None else known.length
+                prompts = [(job.embeddings[start:], job.positions[:, start:-1]) for job, _ in group]
+                logits, hidden = self._runner.prefill(prompts, [len(answers) for _, answers in group], known)
             except Exception as error:
                 if len(group) == 1:
                     self._fail(group[0][0], error)
@@ -242,6 +259,7 @@ class Worker(threading.Thread):
                     groups = [[member] for member in group]
                 continue
             for (job, _), states in zip(group, hidden, strict=True):
+                job.prefix = None  # holds memory
                 self._score(job, states)
             self._join(group, logits, time.perf_counter() - started)
 
@@ -271,16 +289,29 @@ class Worker(threading.Thread):
         )
 
     def _next_group(self) -> list[Job]:
-        """The prepared job that came first, and others that fit into a step beside it once padded."""
+        """The prepared job that came first, and others that fit into a step beside it once padded.
+
+        One whose prompt was read before for the most part is alone.
+        """
         group: list[Job] = []
         longest = 0
         for job in self._prepared:
+            self._recall(job)
+            if group and (job.prefix or group[0].prefix):
+                break
             longest = max(longest, len(job.embeddings))
             if group and longest * (len(group) + 1) > self._limits.prompt_tokens:
                 break
             group.append(job)
         self._prepared = self._prepared[len(group) :]
         return group
+
+    def _recall(self, job: Job) -> None:
+        """Find what of a prompt was read before, unless its caller wants to know how likely all of it is."""
+        if job.request.sampling.prompt_logprobs is None:
+            job.prefix = self._prefixes.find(job.request.caller.owner, job.read)
+        if job.prefix is not None:
+            job.report = replace(job.report, cached_tokens=job.prefix.length)
 
     def _open_answers(self, job: Job) -> list[RunningAnswer]:
         """The job's choices, ready to run; none if its sampling parameters turn out to be unusable."""

@@ -106,7 +106,8 @@ class Prompts:
         scores, top = output.prompt_logprobs, request.sampling.prompt_logprobs
         if scores is not None and top is not None:
             logprobs = await self.of_tokenizer(lambda chat: _entries(chat, ids, scores, top))
-        return PromptReport(len(ids), tuple(reports), seconds, token_ids=ids, logprobs=logprobs)
+        cached = output.num_cached_tokens or 0
+        return PromptReport(len(ids), tuple(reports), seconds, cached_tokens=cached, token_ids=ids, logprobs=logprobs)
 
     async def _with_indices(self, request: GenerationRequest, rendered: Rendered) -> list[ImageReport]:
         workers = await every_worker(self._llm, "covervlm_chosen", list(rendered.digests))

@@ -24,6 +24,7 @@ ATTACKER, WELL_BEHAVED, WATCHER = "key-of-the-attacker", "key-of-the-other", "ke
 INFLIGHT = 2**30
 OPTIONS = (
     *("--port", "0", "--threads", "1", "--max-inflight-bytes", "1GiB", "--feature-cache-bytes", "64MiB"),
+    *("--prefix-cache-bytes", "32MiB"),
     *("--api-key", ",".join((ATTACKER, WELL_BEHAVED, WATCHER)), "--allowed-media-networks", "127.0.0.0/8"),
 )
 STRICT = ("--receive-timeout", "3", "--send-timeout", "2", "--key-streams", "2", "--key-classifiers", "2")

@@ -24,7 +24,16 @@ AT_ONCE = 24
 AT_ONCE_BESIDE_AN_ATTACKER = 32
 OPTIONS = (
     *("--port", "0", "--threads", "1", "--log-level", "error", "--max-running", "16", "--media-threads", "1"),
-    *("--api-key", ",".join((*KEYS, ATTACKER)), "--feature-cache-bytes", "24MiB", "--adaptive-budget", "16:64"),
+    *(
+        "--api-key",
+        ",".join((*KEYS, ATTACKER)),
+        "--feature-cache-bytes",
+        "24MiB",
+        "--prefix-cache-bytes",
+        "8MiB",
+        "--adaptive-budget",
+        "16:64",
+    ),
 )
 
 
