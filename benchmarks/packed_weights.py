@@ -1,0 +1,87 @@
+"""Prefill and decoding steps of the language model alone, with weights packed for oneDNN and as transformers has them.
+
+    python benchmarks/packed_weights.py                    random weights: 12 layers, width 1,024
+    python benchmarks/packed_weights.py --threads 1 --rounds 9
+
+Both models take turns in one process; rows are medians, the ratio is that of each round's own pair of times. Logits are
+compared too: the largest difference is printed. A run takes about a minute on two cores.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from speed.random_llava import save_random_llava
+from torch import Tensor
+from tqdm import tqdm
+
+from covervlm.server.engines.embedded.model_runner import ModelRunner
+from covervlm.server.engines.embedded.packed_weights import pack
+from covervlm.server.models.base import Adapter
+from covervlm.server.models.checkpoint import Checkpoint, load_adapter
+
+PREFILLS = (78, 206, 590)
+BATCHES = (1, 8, 32)
+STEPS = 5
+
+
+def prompt(adapter: Adapter, length: int) -> tuple[Tensor, Tensor]:
+    width = adapter.embeddings.weight.shape[1]
+    return torch.randn(length, width, generator=torch.Generator().manual_seed(length)) * 0.02, torch.arange(length)[
+        None
+    ]
+
+
+def timed(call: Callable[[], Tensor]) -> tuple[float, Tensor]:
+    started = time.perf_counter()
+    logits = call()
+    return time.perf_counter() - started, logits
+
+
+def cases(adapter: Adapter) -> Iterator[tuple[str, float, Tensor]]:
+    """Each case's name, seconds, and last logits."""
+    for length in PREFILLS:
+        seconds, logits = timed(lambda length=length: ModelRunner(adapter).prefill([prompt(adapter, length)], [1])[0])
+        yield f"prefill of {length} tokens", seconds, logits
+    for rows in BATCHES:
+        runner = ModelRunner(adapter)
+        runner.prefill([prompt(adapter, 100)], [rows])
+        steps = [timed(lambda at=at: runner.decode([5] * rows, [100 + at] * rows)) for at in range(STEPS)]
+        yield f"a step of {rows}", statistics.median(seconds for seconds, _ in steps), steps[-1][1]
+
+
+@torch.inference_mode()
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a checkpoint (default: random weights)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        path = arguments.model or save_random_llava(Path(folder))
+        plain, packed = (load_adapter(Checkpoint(path, "cpu", "float32")) for _ in range(2))
+    print(f"{pack(packed)} matrices packed, {arguments.threads} threads")
+    times: dict[str, list[tuple[float, float]]] = {}
+    difference = 0.0
+    for number in tqdm(range(arguments.rounds + 1), unit="round"):
+        for (name, slow, expected), (_, fast, got) in zip(cases(plain), cases(packed), strict=True):
+            difference = max(difference, float((got - expected).abs().max()))
+            if number:
+                times.setdefault(name, []).append((slow, fast))
+    print("| | plain ms | packed ms | plain / packed |\n|---|---|---|---|")
+    for name, pairs in times.items():
+        slow, fast = (statistics.median(column) * 1e3 for column in zip(*pairs, strict=True))
+        ratios = sorted(one / other for one, other in pairs)
+        spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
+        print(f"| {name} | {slow:,.0f} | {fast:,.0f} | {spread} |")
+    print(f"\nLargest difference of a logit: {difference:.1e}. Load average {os.getloadavg()[0]:.1f}.")
+
+
+if __name__ == "__main__":
+    main()
