@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,15 +44,19 @@ def timed(call: Callable[[], Tensor]) -> tuple[float, Tensor]:
     return time.perf_counter() - started, logits
 
 
+def first_logits(adapter: Adapter, length: int) -> Tensor:
+    return ModelRunner(adapter).prefill([prompt(adapter, length)], [1])[0]
+
+
 def cases(adapter: Adapter) -> Iterator[tuple[str, float, Tensor]]:
     """Each case's name, seconds, and last logits."""
     for length in PREFILLS:
-        seconds, logits = timed(lambda length=length: ModelRunner(adapter).prefill([prompt(adapter, length)], [1])[0])
+        seconds, logits = timed(partial(first_logits, adapter, length))
         yield f"prefill of {length} tokens", seconds, logits
     for rows in BATCHES:
         runner = ModelRunner(adapter)
         runner.prefill([prompt(adapter, 100)], [rows])
-        steps = [timed(lambda at=at: runner.decode([5] * rows, [100 + at] * rows)) for at in range(STEPS)]
+        steps = [timed(partial(runner.decode, [5] * rows, [100 + at] * rows)) for at in range(STEPS)]
         yield f"a step of {rows}", statistics.median(seconds for seconds, _ in steps), steps[-1][1]
 
 
