@@ -1,0 +1,81 @@
+"""The parts of the benchmark in their order, each in a process of its own that is ended when its time is up."""
+
+import contextlib
+import os
+import signal
+import time
+import traceback
+from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+
+from gpu.sizes import Sizes
+from gpu.table import Table
+
+_CONTEXT = get_context("forkserver")
+# Imported once, without touching the device, and then there in every part.
+_CONTEXT.set_forkserver_preload(["covervlm.server.engines.embedded.engine"])
+
+
+@dataclass(frozen=True)
+class Part:
+    """seconds: the most that it may take on a GPU. arguments: of `run` in the module, before the sizes."""
+
+    title: str
+    module: str
+    seconds: int
+    arguments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """error: why there is no table."""
+
+    part: Part
+    seconds: float
+    table: Table | None = None
+    error: str = ""
+
+
+def parts(sizes: Sizes) -> list[Part]:
+    served = [
+        Part(f"Served: {serving.shape.name}", "gpu.served", 100, (name,)) for name, serving in sizes.servings.items()
+    ]
+    return [
+        Part("Kernel tests on the device", "gpu.kernel_tests", 120),
+        Part("Kernels by dtype", "gpu.dtypes", 45),
+        Part("Selection times", "gpu.selection_times", 60),
+        Part("Selection as a CUDA graph", "gpu.graphs", 45),
+        Part("Selections, against the CPU's", "gpu.picks", 60),
+        Part("Answers, against transformers' generate", "gpu.answers", 75),
+        *served,
+        Part("vLLM", "gpu.vllm_engine", 60),
+    ]
+
+
+def run(part: Part, sizes: Sizes, seconds: float) -> Outcome:
+    """Its table or its error; whatever it has started is ended with it."""
+    started = time.perf_counter()
+    ours, theirs = _CONTEXT.Pipe(duplex=False)
+    process = _CONTEXT.Process(target=_run, args=(theirs, part, sizes))
+    process.start()
+    theirs.close()
+    try:
+        result = ours.recv() if ours.poll(seconds) else f"not done after {seconds:.0f} s"
+    except EOFError:
+        result = "its process has ended without a word"
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid or 0, signal.SIGKILL)
+    process.join()
+    taken = time.perf_counter() - started
+    return Outcome(part, taken, result) if isinstance(result, Table) else Outcome(part, taken, error=result)
+
+
+def _run(answer: Connection, part: Part, sizes: Sizes) -> None:
+    os.setsid()
+    try:
+        answer.send(import_module(part.module).run(*part.arguments, sizes))
+    except BaseException as error:
+        traceback.print_exc()
+        answer.send(f"{type(error).__name__}: {error}")

@@ -1,0 +1,79 @@
+"""First token and throughput of a LLaVA of real size with random weights in float16: unpruned and pruned."""
+
+import asyncio
+import statistics
+import time
+from functools import partial
+
+from covervlm.server.core.engine import Engine
+from covervlm.server.core.errors import EngineOverloaded
+from gpu.asking import ask_together, request, scenes
+from gpu.device import DEVICE
+from gpu.engines import serving
+from gpu.random_models import image_side, random_adapter, vision_tokens
+from gpu.sizes import Serving, Sizes
+from gpu.table import Table
+
+ROUNDS = 3
+PICTURES = 8
+
+
+def run(name: str, sizes: Sizes) -> Table:
+    serve = sizes.servings[name]
+    started = time.perf_counter()
+    adapter = random_adapter(serve.shape, DEVICE)
+    made = time.perf_counter() - started
+    rows = asyncio.run(_rows(adapter, serve, sizes.answer))
+    note = (
+        f"{serve.shape.name} in shape, random weights, made in {made:.0f} s. A new image of "
+        f"{vision_tokens(serve.shape):,} vision tokens and a short question in every request, preprocessing included; "
+        f"answers of {sizes.answer} tokens; medians of {ROUNDS} rounds after one, first tokens over all requests of "
+        "these. Ratios are to unpruned. MMTok's paper: 1.87x for a whole run of POPE, whose answers are a word, on "
+        "LLaVA-NeXT-13B and an H100."
+    )
+    columns = ("at once", "kept", "prompt tokens", "first token ms", "sooner", "requests/s", "more", "answer tokens/s")
+    return Table(columns, rows, note)
+
+
+async def _rows(adapter: object, serve: Serving, answer: int) -> list[list[str]]:
+    rows = []
+    async with serving(adapter) as engine:
+        for together in serve.at_once:
+            base: tuple[float, float] | None = None
+            for keep in serve.budgets:
+                name = "all" if keep is None else str(keep)
+                try:
+                    tokens, first, rate = await _measured(engine, serve, keep, together, answer)
+                except EngineOverloaded:
+                    rows.append([str(together), name, *["out of memory"], *[""] * 5])
+                    continue
+                base = (first, rate) if keep is None else base
+                ratios = ("", "") if base is None else (f"{base[0] / first:.2f}x", f"{rate / base[1]:.2f}x")
+                cells = (
+                    f"{tokens:.0f}",
+                    f"{first * 1e3:.0f}",
+                    ratios[0],
+                    f"{rate:.2f}",
+                    ratios[1],
+                    f"{rate * answer:.0f}",
+                )
+                rows.append([str(together), name, *cells])
+    return rows
+
+
+async def _measured(
+    engine: Engine, serve: Serving, keep: int | None, together: int, answer: int
+) -> tuple[float, float, float]:
+    """Prompt tokens, seconds to the first token, and requests per second."""
+    side = image_side(serve.shape)
+    images = [image.resize((side, side)) for image in scenes(PICTURES)]
+    ask = partial(request, keep=keep, answer=answer, ignore_eos=True)
+    firsts, rates, prompts = [], [], []
+    for number in range(1 + ROUNDS):
+        started = time.perf_counter()
+        answers = await ask_together(engine, [ask(one, images[one % PICTURES]) for one in range(together)])
+        if number:  # the first compiles kernels and fills the allocator's pools
+            rates.append(together / (time.perf_counter() - started))
+            firsts += [one.first for one in answers]
+            prompts += [one.prompt.prompt_tokens for one in answers]
+    return statistics.median(prompts), statistics.median(firsts), statistics.median(rates)
