@@ -10,6 +10,8 @@ from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
+from transformers.utils.logging import disable_progress_bar
+
 from gpu.sizes import Sizes
 from gpu.table import Table
 
@@ -74,6 +76,7 @@ def run(part: Part, sizes: Sizes, seconds: float) -> Outcome:
 
 def _run(answer: Connection, part: Part, sizes: Sizes) -> None:
     os.setsid()
+    disable_progress_bar()
     try:
         answer.send(import_module(part.module).run(*part.arguments, sizes))
     except BaseException as error:

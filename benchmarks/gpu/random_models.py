@@ -70,7 +70,10 @@ def _configuration(shape: Shape, image_token: int) -> Any:
         "vision_feature_select_strategy": "default",
         "tie_word_embeddings": False,
     }
-    return LlavaNextConfig(image_grid_pinpoints=_grids(shape), **parts) if shape.tiles else LlavaConfig(**parts)
+    if shape.tiles:
+        named = ["LlavaNextForConditionalGeneration"]
+        return LlavaNextConfig(architectures=named, image_grid_pinpoints=_grids(shape), **parts)
+    return LlavaConfig(architectures=["LlavaForConditionalGeneration"], **parts)
 
 
 def _image_processor(shape: Shape) -> Any:
