@@ -37,8 +37,9 @@ def report(machine: str, outcomes: Sequence[Outcome], seconds: float) -> str:
     """The page: the machine, then every part's table or error."""
     sections = [f"# On a GPU\nBy `make gpu`, in {seconds:.0f} s. {machine}"]
     for one in outcomes:
-        text = f"Failed: {one.error}" if one.table is None else one.table.markdown()
-        sections.append(f"## {one.part.title}\n{text}".rstrip())
+        texts = [f"Failed: {one.error}"] if one.error else []
+        texts += [] if one.table is None else [one.table.markdown()]
+        sections.append(f"## {one.part.title}\n" + "\n\n".join(texts).rstrip())
     return "\n\n".join(sections) + "\n"
 
 
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Written after every part: a run that is cut short keeps what it has measured.
         out.write_text(report(machine, outcomes, time.monotonic() - started))
     print(f"\n{out.read_text()}")
-    return int(any(one.table is None for one in outcomes))
+    return int(any(one.error for one in outcomes))
 
 
 def _allowed(part: Part, left: float) -> float:

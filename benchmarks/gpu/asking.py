@@ -1,4 +1,4 @@
-"""Requests to an engine in this process, alone or together, and what comes back with the time it took."""
+"""Requests to an engine in this process, alone or together, and their answers with the time to the first token."""
 
 import asyncio
 import time
@@ -24,13 +24,11 @@ QUESTIONS = ("Describe the image.", "How many objects are there?", "What color i
 
 @dataclass(frozen=True)
 class Answer:
-    """first, last: seconds from the request to its first and last token. at: when it was sent, by the same clock."""
+    """first: seconds from the request to its first token."""
 
     tokens: tuple[int, ...]
     prompt: PromptReport
-    at: float
     first: float
-    last: float
 
 
 def scenes(count: int) -> list[Image]:
@@ -48,15 +46,19 @@ def request(number: int, image: Image, *, keep: int | None, answer: int, ignore_
 
 
 async def ask(engine: Engine, asked: GenerationRequest) -> Answer:
-    at, first, tokens, prompt = time.perf_counter(), 0.0, [], None
+    sent, first, tokens, prompt = time.perf_counter(), 0.0, [], None
     async for chunk in engine.generate(asked):
         prompt = chunk.prompt or prompt
         if chunk.token_ids:
-            first = first or time.perf_counter() - at
+            first = first or time.perf_counter() - sent
             tokens += chunk.token_ids
     assert prompt is not None
-    return Answer(tuple(tokens), prompt, at, first, time.perf_counter() - at)
+    return Answer(tuple(tokens), prompt, first)
 
 
 async def ask_together(engine: Engine, asked: Sequence[GenerationRequest]) -> list[Answer]:
-    return list(await asyncio.gather(*(ask(engine, one) for one in asked)))
+    """Raises what the first that fails raises, once all have ended."""
+    ended = await asyncio.gather(*(ask(engine, one) for one in asked), return_exceptions=True)
+    if failed := [one for one in ended if isinstance(one, BaseException)]:
+        raise failed[0]
+    return [one for one in ended if isinstance(one, Answer)]

@@ -12,11 +12,14 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 LARGEST_ERROR = 1e-4
 """Relative to the largest of its row; half-precision inputs are multiplied exactly and added up in float32."""
 
+LARGEST_LOSS = 1e-5
+"""Of coverage, where rounding decides between candidates."""
+
 
 def run(sizes: Sizes) -> Table:
-    """Raises AssertionError where a dtype's affinity is farther off than LARGEST_ERROR, or its picks cover less."""
+    """Its problem: a dtype whose affinity is farther off than LARGEST_ERROR, or whose picks cover less."""
     n, k, width = sizes.dtypes
-    rows = []
+    rows, problem = [], ""
     for dtype in DTYPES:
         parts = [part.to(dtype) for part in scene(1, n, width, "cpu")]
         exact = plain_affinity(*(part.double() for part in parts))[0]
@@ -27,15 +30,16 @@ def run(sizes: Sizes) -> Table:
         alike = len(set(picks) & set(expected)) / k
         less = 1 - _covered(exact, picks) / _covered(exact, expected)
         rows.append([str(dtype).removeprefix("torch."), f"{error:.1e}", f"{alike:.1%}", f"{less:.1e}"])
-        assert error < LARGEST_ERROR, f"{dtype}: an error of {error:.1e}"
-        assert less < 1e-5, f"{dtype}: the picks cover {less:.1e} less"
+        if not (error < LARGEST_ERROR and less < LARGEST_LOSS):  # NaN is a problem too
+            problem = f"{dtype}: an error of {error:.1e}, and a coverage that is {less:.1e} lower"
     columns = (
         "inputs",
         "largest error of the affinity, of its row's largest",
         "picks alike",
         "coverage below float64's",
     )
-    return Table(columns, rows, f"{n:,} tokens to {k}, d = {width:,}; the reference reads the same rounded inputs.")
+    note = f"{n:,} tokens to {k}, d = {width:,}; the reference reads the same rounded inputs."
+    return Table(columns, rows, note, problem)
 
 
 def _covered(affinity: torch.Tensor, picks: list[int]) -> float:

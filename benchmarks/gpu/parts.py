@@ -32,7 +32,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Outcome:
-    """error: why there is no table."""
+    """error: why there is no table, or what is wrong with it."""
 
     part: Part
     seconds: float
@@ -71,7 +71,11 @@ def run(part: Part, sizes: Sizes, seconds: float) -> Outcome:
         os.killpg(process.pid or 0, signal.SIGKILL)
     process.join()
     taken = time.perf_counter() - started
-    return Outcome(part, taken, result) if isinstance(result, Table) else Outcome(part, taken, error=result)
+    return (
+        Outcome(part, taken, result, result.problem)
+        if isinstance(result, Table)
+        else Outcome(part, taken, error=result)
+    )
 
 
 def _run(answer: Connection, part: Part, sizes: Sizes) -> None:

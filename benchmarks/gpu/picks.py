@@ -18,9 +18,9 @@ TIE = 1e-4
 
 @torch.inference_mode()
 def run(sizes: Sizes) -> Table:
-    """Raises AssertionError where the device's float32 selection covers less than the CPU's by more than TIE."""
+    """Its problem: what the device keeps in float32 covers more or less than what the CPU keeps, beyond TIE."""
     cpu = load_adapter(Checkpoint(model_path(), "cpu", "float32"))
-    rows = []
+    rows, problem = [], ""
     counts = {name: [0, 0, 0] for name in ("the CPU's features", "the device's float32 tower", "its float16 tower")}
     towers = {
         "the device's float32 tower": load_adapter(Checkpoint(model_path(), str(DEVICE), "float32")),
@@ -39,7 +39,8 @@ def run(sizes: Sizes) -> Table:
             counts[name][0] += len(set(found) & set(expected))
             counts[name][1] += set(found) == set(expected)
             counts[name][2] += off < TIE
-            assert "float16" in name or off < TIE, f"{name}: what is kept covers {off:.1e} less or more than the CPU's"
+            if off >= TIE and "float16" not in name:
+                problem = f"{name}: what is kept covers {off:.1e} more or less than the CPU's"
     for name, (indices, sets, ties) in counts.items():
         share = indices / (sizes.kept * sizes.questions)
         rows.append(
@@ -51,6 +52,7 @@ def run(sizes: Sizes) -> Table:
         rows,
         f"MMTok, 576 -> {sizes.kept}, by Triton; the CPU's picks are numba's on float32 features. "
         f"A tie: both sets cover the same to {TIE:.0e}.",
+        problem,
     )
 
 

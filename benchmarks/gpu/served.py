@@ -7,6 +7,7 @@ from functools import partial
 
 from covervlm.server.core.engine import Engine
 from covervlm.server.core.errors import EngineOverloaded
+from covervlm.server.models.base import Adapter
 from gpu.asking import ask_together, request, scenes
 from gpu.device import DEVICE
 from gpu.engines import serving
@@ -35,7 +36,7 @@ def run(name: str, sizes: Sizes) -> Table:
     return Table(columns, rows, note)
 
 
-async def _rows(adapter: object, serve: Serving, answer: int) -> list[list[str]]:
+async def _rows(adapter: Adapter, serve: Serving, answer: int) -> list[list[str]]:
     rows = []
     async with serving(adapter) as engine:
         for together in serve.at_once:

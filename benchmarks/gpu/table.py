@@ -6,11 +6,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Table:
-    """columns: headings. rows: as many cells each. note: how it was measured, and what it stands beside."""
+    """columns: headings. rows: as many cells each. note: how it was measured, and what it stands beside.
+
+    problem: what is not as it must be, which fails the part.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str
+    problem: str = ""
 
     def markdown(self) -> str:
         lines = [self.columns, ["---"] * len(self.columns), *self.rows]
