@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from gpu.parts import Part, parts, run
+from gpu.random_models import random_adapter
 from gpu.sizes import FULL, TINY
 from gpu.table import Table
 
@@ -36,6 +38,17 @@ def test_a_part_that_fails_or_runs_out_of_time_is_reported_with_its_error():
     late = run(Part("late", "gpu.picks", 60), TINY, seconds=0.05)
     assert (late.table, late.error) == (None, "not done after 0 s")
     assert isinstance(run(Part("vLLM", "gpu.vllm_engine", 60), TINY, seconds=200).table, Table)
+
+
+@pytest.mark.parametrize(
+    ("part", "language", "tower"), [("7b", 6.74, 0.304), ("13b", 13.02, 0.304), ("next-13b", 13.02, 0.304)]
+)
+def test_models_have_the_size_of_those_they_are_named_for(part, language, tower):
+    """Billions of parameters, of Vicuna and of CLIP ViT-L/14."""
+    model = random_adapter(FULL.servings[part].shape, torch.device("meta")).model
+    counted = [model.model.language_model, model.lm_head], [model.model.vision_tower]
+    sizes = [sum(weight.numel() for module in modules for weight in module.parameters()) / 1e9 for modules in counted]
+    assert sizes == pytest.approx([language, tower], rel=2e-3)
 
 
 def test_a_gpu_gets_the_same_parts_at_full_size():
