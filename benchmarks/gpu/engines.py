@@ -7,11 +7,15 @@ from covervlm.server.engines.embedded.engine import TransformersEngine, Transfor
 from covervlm.server.models.base import Adapter
 
 
+def embedded(adapter: Adapter) -> TransformersEngine:
+    """Not started yet; it keeps no tower outputs, so that every image is new."""
+    config = TransformersEngineConfig("in memory", max_running=32, feature_cache_bytes=0, preprocess_workers=8)
+    return TransformersEngine(config, load=lambda _: adapter)
+
+
 @asynccontextmanager
 async def serving(adapter: Adapter) -> AsyncIterator[TransformersEngine]:
-    """An engine that keeps no tower outputs, so that every image is new."""
-    config = TransformersEngineConfig("in memory", max_running=32, feature_cache_bytes=0, preprocess_workers=8)
-    engine = TransformersEngine(config, load=lambda _: adapter)
+    engine = embedded(adapter)
     await engine.start()
     try:
         yield engine

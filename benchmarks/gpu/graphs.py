@@ -1,6 +1,6 @@
 """The selection as a CUDA graph: whether it is captured, picks the same for new inputs, and how long a replay takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from selection import scene
@@ -13,12 +13,14 @@ from gpu.sizes import Sizes
 from gpu.table import Table
 
 
-def run(sizes: Sizes) -> Table:
-    """Raises what capturing raises, and AssertionError where a replay picks other tokens than a plain call."""
+def run(sizes: Sizes) -> Iterator[Table]:
+    """The table as far as it is measured. Raises what capturing raises, and AssertionError where picks differ."""
     columns = ("images x n -> k", "captured", "replay ms", "plain call ms")
     if INTERPRETED:
-        return Table(columns, [["", "not tried: there is no CUDA device", "", ""]], "")
-    rows = []
+        yield Table(columns, [["", "not tried: there is no CUDA device", "", ""]], "")
+        return
+    note = f"d = {sizes.widths[0]:,}, float32; medians of {sizes.repetitions} after {WARM_UPS}."
+    rows: list[list[str]] = []
     for images, n, k in sizes.selections:
         parts = scene(images, n, sizes.widths[0], str(DEVICE))
 
@@ -34,8 +36,7 @@ def run(sizes: Sizes) -> Table:
         assert same, f"{images} x {n} -> {k}: a replay picks other tokens"
         times = [milliseconds(call, sizes.repetitions) for call in (replay, select)]
         rows.append([f"{images} x {n:,} -> {k}", "yes, same picks", *(f"{time:.3f}" for time in times)])
-    note = f"d = {sizes.widths[0]:,}, float32; medians of {sizes.repetitions} after {WARM_UPS}."
-    return Table(columns, rows, note)
+        yield Table(columns, list(rows), note)
 
 
 def captured(call: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:

@@ -57,32 +57,41 @@ def parts(sizes: Sizes) -> list[Part]:
 
 
 def run(part: Part, sizes: Sizes, seconds: float) -> Outcome:
-    """Its table or its error; whatever it has started is ended with it."""
+    """Its table, as far as it has come, or its error; whatever it has started is ended with it."""
     started = time.perf_counter()
     ours, theirs = _CONTEXT.Pipe(duplex=False)
     process = _CONTEXT.Process(target=_run, args=(theirs, part, sizes))
     process.start()
     theirs.close()
+    table, error = None, ""
     try:
-        result = ours.recv() if ours.poll(seconds) else f"not done after {seconds:.0f} s"
+        while ours.poll(max(0.0, seconds - (time.perf_counter() - started))):
+            match ours.recv():
+                case Table() as table:
+                    error = table.problem
+                case None:
+                    break
+                case error:
+                    break
+        else:
+            error = f"not done after {seconds:.0f} s"
     except EOFError:
-        result = "its process has ended without a word"
+        error = "its process has ended without a word"
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid or 0, signal.SIGKILL)
     process.join()
-    taken = time.perf_counter() - started
-    return (
-        Outcome(part, taken, result, result.problem)
-        if isinstance(result, Table)
-        else Outcome(part, taken, error=result)
-    )
+    return Outcome(part, time.perf_counter() - started, table, error)
 
 
 def _run(answer: Connection, part: Part, sizes: Sizes) -> None:
+    """Sends tables, each of which takes the place of those before, then None, or else an error."""
     os.setsid()
     disable_progress_bar()
     try:
-        answer.send(import_module(part.module).run(*part.arguments, sizes))
+        made = import_module(part.module).run(*part.arguments, sizes)
+        for table in [made] if isinstance(made, Table) else made:
+            answer.send(table)
+        answer.send(None)
     except BaseException as error:
         traceback.print_exc()
         answer.send(f"{type(error).__name__}: {error}")

@@ -1,5 +1,7 @@
 """MMTok's selection on the device: affinity and greedy, beside the times published for it."""
 
+from collections.abc import Iterator
+
 from selection import scene
 
 from covervlm.kernels import coverage_affinity, greedy_max_coverage
@@ -12,8 +14,15 @@ PUBLISHED = {(1, 576, 32): "1.27", (1, 2880, 160): "6.42"}
 """Milliseconds of MMTok's release: the first is for this size, on an A6000; the second is taken to be for this one."""
 
 
-def run(sizes: Sizes) -> Table:
-    rows = []
+def run(sizes: Sizes) -> Iterator[Table]:
+    """The table as far as it is measured, after every row."""
+    columns = ("images x n -> k", "d", "affinity ms", "greedy ms", "both ms", "published ms")
+    note = (
+        f"float32; medians of {sizes.repetitions} calls after {WARM_UPS}, each alone on an idle device, launching "
+        "included, inputs in the cache as a tower leaves them. Published: MMTok's release, 1.27 ms for 576 -> 32 on an "
+        "A6000; 6.42 ms is published without its size at hand and set beside the largest."
+    )
+    rows: list[list[str]] = []
     for images, n, k in sizes.selections:
         for width in sizes.widths:
             parts = scene(images, n, width, str(DEVICE))
@@ -33,10 +42,4 @@ def run(sizes: Sizes) -> Table:
             ]
             size = f"{images} x {n:,} -> {k}"
             rows.append([size, f"{width:,}", *(f"{time:.3f}" for time in times), PUBLISHED.get((images, n, k), "")])
-    columns = ("images x n -> k", "d", "affinity ms", "greedy ms", "both ms", "published ms")
-    note = (
-        f"float32; medians of {sizes.repetitions} calls after {WARM_UPS}, each alone on an idle device, launching "
-        "included, inputs in the cache as a tower leaves them. Published: MMTok's release, 1.27 ms for 576 -> 32 on an "
-        "A6000; 6.42 ms is published without its size at hand and set beside the largest."
-    )
-    return Table(columns, rows, note)
+            yield Table(columns, list(rows), note)

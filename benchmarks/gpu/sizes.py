@@ -69,7 +69,7 @@ FULL = Sizes(
         "7b": Serving(Shape("LLaVA-1.5-7B", **_7B), (None, 192, 64), (1, 8, 32)),
         "13b": Serving(Shape("LLaVA-1.5-13B", **_13B), (None, 192, 64), (1, 8, 32)),
         "next-7b": Serving(Shape("LLaVA-NeXT-7B", **_7B, tiles=True), (None, 160), (1, 8)),
-        "next-13b": Serving(Shape("LLaVA-NeXT-13B", **_13B, tiles=True), (None, 160), (1, 8)),
+        "next-13b": Serving(Shape("LLaVA-NeXT-13B", **_13B, tiles=True), (None, 160), (1, 4)),
     },
     answer=16,
 )
