@@ -12,12 +12,14 @@ from multiprocessing.connection import Connection
 
 from transformers.utils.logging import disable_progress_bar
 
+from gpu.device import INTERPRETED
 from gpu.sizes import Sizes
 from gpu.table import Table
 
 _CONTEXT = get_context("forkserver")
-# Imported once, without touching the device, and then there in every part.
-_CONTEXT.set_forkserver_preload(["covervlm.server.engines.embedded.engine"])
+# Imported once, and then there in every part. On a GPU each part imports for itself: where an import looks for the device,
+# no fork of its process can use that any more.
+_CONTEXT.set_forkserver_preload(["covervlm.server.engines.embedded.engine"] if INTERPRETED else [])
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ FULL = Sizes(
     selections=((1, 576, 32), (1, 576, 64), (5, 576, 32), (1, 2880, 160)),
     widths=(1024, 4096),
     repetitions=50,
-    questions=48,
+    questions=24,
     kept=64,
     servings={
         "7b": Serving(Shape("LLaVA-1.5-7B", **_7B), (None, 192, 64), (1, 8, 32)),
