@@ -17,8 +17,8 @@ from gpu.sizes import Sizes
 from gpu.table import Table
 
 _CONTEXT = get_context("forkserver")
-# Imported once, and then there in every part. On a GPU each part imports for itself: where an import looks for the device,
-# no fork of its process can use that any more.
+# Imported once, and then there in every part. On a GPU each part imports for itself: where an import looks for the
+# device, no fork of its process can use that any more.
 _CONTEXT.set_forkserver_preload(["covervlm.server.engines.embedded.engine"] if INTERPRETED else [])
 
 
