@@ -144,6 +144,9 @@ load: $(READY) $(LOAD)/.ready
 # All that waits for a GPU, in under nine minutes. In .venv, or without one in the machine's own Python, which has torch with CUDA,
 # transformers, triton, numba and pytest; what else is imported comes from the wheels that `make gpu-wheels` has brought along.
 # Without a GPU the same runs on tiny sizes in Triton's interpreter.
+ifeq ($(wildcard $(READY) $(WHEELS)),)
+gpu: $(READY)
+endif
 gpu:
 	if test -e $(READY); then $(BIN)/python benchmarks/gpu; else \
 	    $(MAP) && rm -rf $(SITE) && \
