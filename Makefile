@@ -15,11 +15,15 @@ ZOO := .venv-zoo
 REAL := .venv-real
 LOAD := .venv-load
 FUZZ := .venv-fuzz
+WHEELS := .gpu-wheels
+SITE := .gpu-site
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPED := kernels pruners server clients
+MAPPED := .typecheck
+MAP := mkdir -p $(MAPPED)/covervlm && for d in $(TYPED); do ln -sfn ../../$$d $(MAPPED)/covervlm/$$d; done
 
-.PHONY: serve test test-long test-attack test-attack-vllm test-browser test-dashboards test-image test-vllm test-oldest test-peers test-real test-fuzz test-exhaustive lint bench load demo-model clean
+.PHONY: serve test test-long test-attack test-attack-vllm test-browser test-dashboards test-image test-vllm test-oldest test-peers test-real test-fuzz test-exhaustive lint bench load gpu gpu-wheels demo-model clean
 
 serve: $(READY)
 	$(BIN)/covervlm serve --port $(PORT)
@@ -120,9 +124,9 @@ $(VLLM)/.ready: constraints-vllm.txt
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	mkdir -p .typecheck/covervlm && for d in $(TYPED); do ln -sfn ../../$$d .typecheck/covervlm/$$d; done
+	$(MAP)
 	$(BIN)/mypy $(TYPED:%=-p covervlm.%)
-	PYTHONPATH=.typecheck $(BIN)/lint-imports
+	PYTHONPATH=$(MAPPED) $(BIN)/lint-imports
 
 # The README's figures, except those under load; the quality table takes most of the time.
 bench: $(READY) $(ZOO)/.ready
@@ -136,6 +140,26 @@ bench: $(READY) $(ZOO)/.ready
 load: $(READY) $(LOAD)/.ready
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/load.py --model random --budgets 64 --concurrency 8 --tokens 8 --rounds 2 --requests-per-stream 2
+
+# All that waits for a GPU, in under nine minutes. In .venv, or without one in the machine's own Python, which has torch with CUDA,
+# transformers, triton, numba and pytest; what else is imported comes from the wheels that `make gpu-wheels` has brought along.
+# Without a GPU the same runs on tiny sizes in Triton's interpreter.
+ifeq ($(wildcard $(READY) $(WHEELS)),)
+gpu: $(READY)
+endif
+gpu:
+	if test -e $(READY); then $(BIN)/python benchmarks/gpu; else \
+	    $(MAP) && rm -rf $(SITE) && \
+	    $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-index --find-links $(WHEELS) --no-deps --no-compile \
+	        --target $(SITE) -r constraints-gpu.txt && \
+	    PYTHONPATH=$(CURDIR)/$(MAPPED):$(CURDIR)/$(SITE) $(PYTHON) benchmarks/gpu; fi
+
+# For a machine without network, on Linux and x86-64, with Python 3.11 or 3.12.
+gpu-wheels: $(READY)
+	rm -rf $(WHEELS)
+	for version in 3.11 3.12; do $(BIN)/pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+	    --python-version $$version --implementation cp --platform manylinux_2_31_x86_64 --platform manylinux_2_17_x86_64 \
+	    --dest $(WHEELS) -r constraints-gpu.txt || exit; done
 
 # About 75 minutes on one core. Writes to OUT and leaves the shipped model as it is.
 demo-model: $(READY)
@@ -161,4 +185,4 @@ $(LOAD)/.ready: constraints-load.txt
 	touch $@
 
 clean:
-	rm -rf .venv .venv-* .typecheck build *.egg-info
+	rm -rf .venv .venv-* $(WHEELS) $(SITE) $(MAPPED) build *.egg-info

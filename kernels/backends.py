@@ -1,5 +1,6 @@
 """Which implementation of a kernel runs: by name, or the fastest one that the tensors' device has."""
 
+import logging
 import os
 from functools import cache
 from importlib import import_module
@@ -7,6 +8,8 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
+
+log = logging.getLogger(__name__)
 
 _MODULES = {
     "affinity": {
@@ -37,9 +40,14 @@ def load_backend(kernel: Literal["affinity", "greedy"], name: str, device: torch
     """
     modules = _MODULES[kernel]
     if name == "auto":
-        made_for_it = (b for b in modules if _DEVICE.get(b) == device.type and _installed(b))
         # Triton under torch's ROCm build is untested, and half of the kernels' options mean nothing there.
-        name = "torch" if torch.version.hip else next(made_for_it, "torch")
+        made_for_it = [] if torch.version.hip else [b for b in modules if _DEVICE.get(b) == device.type]
+        for backend in filter(_installed, made_for_it):
+            try:
+                return import_module(modules[backend])
+            except ImportError as error:  # numba, for one, refuses releases of numpy that it does not know
+                log.warning("%s cannot be used, plain torch runs in its place: %s", backend, error)
+        name = "torch"
     if name not in modules:
         raise ValueError(f"backend must be auto or one of {', '.join(modules)}, got {name!r}")
     interpreted = name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"

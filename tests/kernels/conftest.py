@@ -1,4 +1,4 @@
-"""Fixtures of the kernel tests: golden cases, and a process in which Triton kernels are interpreted."""
+"""Fixtures of the kernel tests: golden cases, and kernels on a CUDA device, or else in Triton's interpreter."""
 
 import json
 import sys
@@ -33,6 +33,12 @@ def affinity_on(interpreter: Any) -> Callable[..., torch.Tensor]:
 def greedy_on(interpreter: Any) -> Callable[..., torch.Tensor]:
     """`greedy_max_coverage` on the backend named first."""
     return references.runner(interpreter, "greedy_max_coverage")
+
+
+@pytest.fixture(scope="session")
+def launch_shared(interpreter: Any) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """`greedy_triton.launch` by programs that wait for one another."""
+    return references.launcher(interpreter)
 
 
 @pytest.fixture(scope="session")

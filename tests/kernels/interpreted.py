@@ -109,6 +109,7 @@ def shared_out(module: str, affinity: Any, counts: Any, allowed: Any, width: int
     full = greedy._GROUP_ELEMENTS
     greedy._GROUP_ELEMENTS = 4 * affinity.shape[1]
     try:
-        return concurrently(module, "launch", affinity, counts, allowed, width, capacity=capacity, count=True)
+        run = concurrently if os.environ.get("TRITON_INTERPRET") == "1" else call
+        return run(module, "launch", affinity, counts, allowed, width, capacity=capacity, count=True)
     finally:
         greedy._GROUP_ELEMENTS = full

@@ -48,16 +48,43 @@ def objective(affinity, picks):
     return float(covered.amax(1).clamp(min=0).sum()) if covered.shape[1] else 0.0
 
 
+ON_DEVICE = ("torch", "triton") if torch.cuda.is_available() else ()
+"""Backends that run on a CUDA device, where there is one."""
+
+
 def runner(interpreter: Any, function: str) -> Callable[..., torch.Tensor]:
-    """A kernel as a function of backend and arguments; Triton runs in the interpreting process."""
+    """A kernel as a function of backend and arguments, of CPU tensors and with a result on the CPU.
+
+    Without a CUDA device, Triton runs in the interpreting process.
+    """
 
     def run(backend: str, *args: Any, **kwargs: Any) -> torch.Tensor:
         kwargs["backend"] = backend
+        if backend in ON_DEVICE:
+            moved = {name: on_device(value) for name, value in kwargs.items()}
+            return getattr(kernels, function)(*map(on_device, args), **moved).cpu()
         if backend == "triton":
             return interpreter.submit(interpreted.call, "covervlm.kernels", function, *args, **kwargs).result()
         return getattr(kernels, function)(*args, **kwargs)
 
     return run
+
+
+def launcher(interpreter: Any) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """`greedy_triton.launch` by programs that share an item: picks and evaluations, on the CPU."""
+    module = "covervlm.kernels.greedy_triton"
+
+    def launch(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if ON_DEVICE:
+            picks, evaluations = interpreted.shared_out(module, *map(on_device, args))
+            return picks.cpu(), evaluations.cpu()
+        return interpreter.submit(interpreted.shared_out, module, *args).result()
+
+    return launch
+
+
+def on_device(value: Any) -> Any:
+    return value.cuda() if isinstance(value, torch.Tensor) else value
 
 
 @dataclass(frozen=True, eq=False)

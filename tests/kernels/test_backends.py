@@ -42,6 +42,12 @@ def test_plain_torch_runs_where_numba_is_not_installed(searched, monkeypatch):
     assert load_backend("affinity", "auto", CPU) is affinity_cpu
 
 
+def test_plain_torch_runs_where_numba_is_installed_but_cannot_be_imported(searched, monkeypatch, caplog):
+    monkeypatch.setitem(backends._MODULES["greedy"], "numba", "covervlm.kernels.no_such_module")
+    assert load_backend("greedy", "auto", CPU) is greedy_torch
+    assert "numba cannot be used" in caplog.text
+
+
 def test_a_refusal_is_not_remembered(searched, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     for _ in range(2):

@@ -1,6 +1,5 @@
 """`greedy_max_coverage` against a float64 greedy, its edge rules, and what it refuses."""
 
-import interpreted
 import pytest
 import references
 import torch
@@ -207,14 +206,12 @@ def test_bad_input_is_refused_with_the_name_of_the_argument(argument, call, monk
 
 
 @pytest.mark.parametrize(("n", "items", "capacity"), [(40, 1, 8), (70, 2, 12)])
-def test_programs_that_share_an_item_agree_on_every_pick(n, items, capacity, interpreter):
+def test_programs_that_share_an_item_agree_on_every_pick(n, items, capacity, launch_shared):
     affinity = torch.rand(items, 30, n, generator=torch.Generator().manual_seed(n))
     k = 12
     counts, allowed = torch.full((items,), k), torch.ones(items, n, dtype=torch.bool)
-    module = "covervlm.kernels.greedy_triton"
     # Tiles of the full size hold all of so small a matrix, and one program would do.
-    many = interpreter.submit(interpreted.shared_out, module, affinity, counts, allowed, k, capacity).result()
-    picks, evaluations = many
+    picks, evaluations = launch_shared(affinity, counts, allowed, k, capacity)
     assert evaluations.shape[2] > 1
     for item in range(items):
         assert picks[item].tolist() == references.float64_greedy(affinity[item], k)[0]

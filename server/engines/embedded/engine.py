@@ -66,8 +66,10 @@ class TransformersEngineConfig:
 class TransformersEngine:
     """Engine over transformers' own model code; see `Worker` for how requests share the model."""
 
-    def __init__(self, config: TransformersEngineConfig) -> None:
+    def __init__(self, config: TransformersEngineConfig, load: Callable[[Checkpoint], Adapter] = load_adapter) -> None:
+        """load: where the adapter comes from, in a thread of its own; a model may have been made in memory."""
         self._config = config
+        self._load = load
         self._cache = FeatureCache(config.feature_cache_bytes)
         self._prefixes = PrefixCache(config.prefix_cache_bytes)
         self._pool = ThreadPoolExecutor(config.preprocess_workers, thread_name_prefix="covervlm-preprocess")
@@ -86,9 +88,9 @@ class TransformersEngine:
             torch.set_num_threads(self._config.threads)
         config = self._config
         checkpoint = Checkpoint(config.model_path, config.device, config.dtype)
-        self._adapter = adapter = await loop.run_in_executor(None, load_adapter, checkpoint)
+        self._adapter = adapter = await loop.run_in_executor(None, self._load, checkpoint)
         await loop.run_in_executor(None, pack, adapter)
-        await loop.run_in_executor(None, warm_up)
+        await loop.run_in_executor(None, _compile_kernels, adapter)
         self._grammars = grammars = await loop.run_in_executor(
             None, Grammars, adapter.tokenizer, adapter.vocabulary_size, adapter.eos_ids, config.preprocess_workers
         )
@@ -243,6 +245,11 @@ class TransformersEngine:
         """The worker has ended: fail every request that still waits for it."""
         for mailbox in self._open:
             mailbox.close()
+
+
+def _compile_kernels(adapter: Adapter) -> None:
+    weight = adapter.embeddings.weight
+    warm_up(weight.device, tokens=(adapter.architecture.vision_tokens or 576,), dtype=weight.dtype)
 
 
 def _scored(prompt: PromptReport, scores: PromptScores, adapter: Adapter) -> PromptReport:

@@ -8,8 +8,10 @@ import torch
 from covervlm.pruners import PruneInput, get_pruner
 from covervlm.server.core.errors import EngineError, EngineOverloaded, EngineUnavailable, InvalidRequest
 from covervlm.server.demo import model_path
+from covervlm.server.engines.embedded import engine as engine_module
 from covervlm.server.engines.embedded import packed_weights
 from covervlm.server.engines.embedded.engine import TransformersEngine, TransformersEngineConfig
+from covervlm.server.models.checkpoint import Checkpoint, load_adapter
 from covervlm.server.models.processor import visual_words
 
 QUESTIONS = [
@@ -61,6 +63,17 @@ def generate_pruned(plain, image, question: str, keep: int, new_tokens: int) -> 
         answer.append(int(model.lm_head(hidden[0, -1]).argmax()))
         sequence = torch.cat([sequence, embed(torch.tensor(answer[-1:]))])
     return shown(plain, answer)
+
+
+async def test_a_model_in_memory_is_served_and_kernels_are_compiled_for_its_device_and_dtype(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(engine_module, "warm_up", lambda *device, **inputs: compiled.append((*device, inputs)))
+    adapter = load_adapter(Checkpoint(model_path(), "cpu", "bfloat16"))
+    engine = TransformersEngine(TransformersEngineConfig("nowhere", threads=1), load=lambda checkpoint: adapter)
+    await engine.start()
+    await engine.stop()
+    assert engine.info.dtype == "bfloat16"
+    assert compiled == [(torch.device("cpu"), {"tokens": (576,), "dtype": torch.bfloat16})]
 
 
 async def test_unpruned_answers_equal_transformers_generate_token_for_token(engine, plain, ask, answer, scene):
