@@ -20,6 +20,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from covervlm.pruners import get_pruner
 from covervlm.server.core.generation import ImagePart, Message
 from covervlm.server.engines.embedded.model_runner import ModelRunner
+from covervlm.server.engines.embedded.prefix_cache import Prefix
 from covervlm.server.models.base import Adapter, Layout
 from covervlm.server.selection.selector import parts_to_prune
 
@@ -64,8 +65,13 @@ def check(adapter: Adapter, picture: Image.Image, pixels: Any) -> None:
     step = runner.decode([1, 2, 3], [50, 20, 20])
     runner.keep([0, 2])
     fewer = runner.decode([1, 2], [51, 21])
-    assert [one.device.type for one in (logits, step, fewer)] == ["cpu"] * 3
+    assert {one.device for one in (logits, step, fewer)} == {GPU}
     assert [one.shape for one in (logits, step, fewer)] == [(rows, adapter.vocabulary_size) for rows in (2, 3, 2)]
+    known = runner.read(0)
+    assert {side.device for layer in known for side in layer} == {GPU}
+    embeddings, positions = prompts[0]
+    again, _ = runner.prefill([(embeddings[10:], positions[:, 10:-1])], [1], Prefix(10, known))
+    assert (again.device, again.shape) == (GPU, (1, adapter.vocabulary_size))
 
 
 def main(name: str) -> None:
