@@ -41,8 +41,8 @@ FUZZ_SECONDS ?= 8
 test-fuzz: $(READY) $(FUZZ)/.ready
 	PYTHONPATH=$(FUZZ) $(BIN)/python tests/fuzz/run.py --seconds $(FUZZ_SECONDS)
 
-# Fuzz runs at their full size: 5,000 requests of the schema, 1,000 random JSON schemas, every huge value in every place; a soak
-# of 10,000 requests beside a caller that attacks.
+# Fuzz runs at their full size: 5,000 requests of the schema, 1,000 random JSON schemas, every huge value in every place; soaks
+# of 10,000 requests, alone and beside a caller that attacks.
 test-exhaustive: $(READY)
 	$(BIN)/pytest -m exhaustive
 
