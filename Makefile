@@ -19,10 +19,17 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPED := kernels pruners server clients
 
-.PHONY: serve test test-long test-attack test-attack-vllm test-browser test-dashboards test-image test-vllm test-oldest test-peers test-real test-fuzz test-exhaustive lint bench load demo-model clean
+.PHONY: serve dist test test-long test-attack test-attack-vllm test-browser test-dashboards test-image test-vllm test-oldest test-peers test-real test-fuzz test-exhaustive lint bench load demo-model clean
 
 serve: $(READY)
 	$(BIN)/covervlm serve --port $(PORT)
+
+# An sdist in dist/, and the wheel that is made from it.
+DIST ?= dist
+dist: $(READY)
+	rm -rf $(DIST)
+	$(BIN)/python -c 'from setuptools import build_meta; build_meta.build_sdist("$(DIST)")'
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir $(DIST) $(DIST)/*.tar.gz
 
 # Two files at a time, each on a thread of its own.
 test: $(READY) $(ZOO)/.ready
@@ -120,8 +127,9 @@ $(VLLM)/.ready: constraints-vllm.txt
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	mkdir -p .typecheck/covervlm && for d in $(TYPED); do ln -sfn ../../$$d .typecheck/covervlm/$$d; done
-	$(BIN)/mypy $(TYPED:%=-p covervlm.%)
+	rm -rf .typecheck && mkdir -p .typecheck/covervlm && \
+	    for each in $(TYPED) library/*.py; do ln -s ../../$$each .typecheck/covervlm/; done
+	$(BIN)/mypy -p covervlm
 	PYTHONPATH=.typecheck $(BIN)/lint-imports
 
 # The README's figures, except those under load; the quality table takes most of the time.
