@@ -94,7 +94,8 @@ def default_data_folder() -> Path:
     return (Path(base) if base.startswith("/") else Path.home() / ".local" / "share") / "covervlm"
 
 
-def build_images(settings: Settings, kind: type[Loader] = ImageLoader) -> Loader:  # type: ignore[assignment]
+def build_images(settings: Settings, kind: type[Loader]) -> Loader:
+    """A loader of this kind."""
     fetch = None
     if settings.remote_media:
         fetch = Fetcher(
