@@ -51,6 +51,8 @@ class Workspace:
                 return _serve_options(options)
             case "covervlm", _:
                 return self._output([str(BIN / "covervlm"), *arguments])
+            case "python", ["-m", "covervlm", *_]:
+                return self._output([sys.executable, *arguments])
             case "python", [script, *options] if script.startswith("benchmarks/"):
                 return self._options_of([sys.executable, script], options)
             case "", [script]:  # the name of "."
