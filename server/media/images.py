@@ -66,7 +66,7 @@ class ImageLoader:
             except InvalidRequest as error:
                 error.param = param
                 raise
-            return await self.run(lambda: [open_image(read(), self.limits)], _part, size, param=param, caller=caller)
+            return await self.run(lambda: [open_image(read(), self.limits)], image_of, size, param=param, caller=caller)
 
     async def _source(self, url: str, owner: str, hold: Callable[[int], None]) -> tuple[Callable[[], bytes], int]:
         """What reads the encoded image, and the bytes that this takes; `hold` is told of what is there before."""
@@ -115,7 +115,8 @@ class ImageLoader:
             await self._fetch.aclose()
 
 
-def _part(encoded: Sequence[Encoded]) -> ImagePart:
+def image_of(encoded: Sequence[Encoded]) -> ImagePart:
+    """The only image of a part, decoded. Raises InvalidRequest."""
     (image,) = encoded
     return image.part()
 

@@ -314,6 +314,16 @@ class Adapter:
         embeddings = torch.cat([*pieces, self._text(ids[start:])])
         return embeddings, torch.arange(len(embeddings) + 1, device=embeddings.device)[None]
 
+    def for_generate(self, embeddings: Tensor, positions: Tensor) -> dict[str, Tensor]:
+        """Of an assembled prompt, what transformers' own `generate` takes, as a batch of one.
+
+        Raises InvalidRequest for a model whose `generate` cannot be given it.
+        """
+        inputs = {"inputs_embeds": embeddings[None], "attention_mask": torch.ones_like(positions[:1, :-1])}
+        if self.position_axes > 1:  # otherwise they are what `generate` counts itself
+            inputs["position_ids"] = positions[:, None, :-1]
+        return {name: tensor.clone() for name, tensor in inputs.items()}
+
     def expanded(self, ids: Sequence[int], counts: Sequence[int]) -> list[int]:
         """The ids with a placeholder for every vision token that is read; counts: of each image, in reading order."""
         read: list[int] = []

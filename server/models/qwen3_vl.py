@@ -41,6 +41,14 @@ class Qwen3VLAdapter(Qwen2_5_VLAdapter):
     def preprocess_video(self, frames: Sequence[Image], fps: float) -> Mapping[str, Any]:
         raise InvalidRequest(NO_VIDEOS, param="messages")
 
+    def for_generate(self, embeddings: Tensor, positions: Tensor) -> dict[str, Tensor]:
+        if self._layers and len(embeddings):
+            raise InvalidRequest(
+                "The model's deeper layers read more of an image than embeddings, which its `generate` takes from "
+                "pixels alone; ask the model itself, which prunes both."
+            )
+        return super().for_generate(embeddings, positions)
+
     def _features(self, states: Tensor, grids: Tensor) -> Tensor:
         return states.float().unflatten(0, (-1, self.model.model.visual.spatial_merge_unit)).mean(dim=1)
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import kubernetes_validate
@@ -158,6 +159,12 @@ def test_the_base_image_is_pinned_to_a_version():
         bases = re.findall(r"^ARG \w+=(\S+/?\S*:\S+)", (DOCKER / name).read_text(), re.MULTILINE)
         assert bases
         assert all(re.fullmatch(r"(python:3\.11\.\d+-slim-bookworm|vllm/vllm-openai:v\d+\.\d+\.\d+)", b) for b in bases)
+
+
+def test_every_folder_of_the_package_goes_into_an_image():
+    project = tomllib.loads((DOCKER.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    taken = (DOCKER.parent / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert {f"!{folder}" for folder in project["tool"]["setuptools"]["package-dir"].values()} <= set(taken)
 
 
 def test_panels_have_names_of_their_own_and_do_not_overlap():

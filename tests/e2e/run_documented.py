@@ -51,6 +51,8 @@ class Workspace:
                 return _serve_options(options)
             case "covervlm", _:
                 return self._output([str(BIN / "covervlm"), *arguments])
+            case "python", ["-m", "covervlm", *_]:
+                return self._output([sys.executable, *arguments])
             case "python", [script, *options] if script.startswith("benchmarks/"):
                 return self._options_of([sys.executable, script], options)
             case "", [script]:  # the name of "."
@@ -127,6 +129,8 @@ def _extras(wanted: list[str]) -> str:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for name in (word for word in wanted if not word.startswith("-")):
         package, _, extras = name.rstrip("]").partition("[")
+        if package == f"dist/{project['name']}-{project['version']}-py3-none-any.whl":  # what `make dist` builds
+            package = project["name"]
         assert package in (project["name"], "."), f"{name} is another project's"
         assert set(filter(None, extras.split(","))) <= set(project["optional-dependencies"]), name
     return ""

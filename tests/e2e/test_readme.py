@@ -10,7 +10,7 @@ from tests.e2e.run_documented import ROOT, Workspace, config_file
 
 DOCUMENTS = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("client", "command-line", "training", "search", "explain")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("client", "python", "command-line", "training", "search", "explain")),
 ]
 README = DOCUMENTS[0].read_text(encoding="utf-8")
 

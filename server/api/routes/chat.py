@@ -83,7 +83,29 @@ class Completion:
         choices = await self._answer.whole()
         # Log probabilities are many: they are written in a thread, piece by piece, between which others run.
         details = self._body.logprobs or self._body.prompt_logprobs is not None
-        return await asyncio.to_thread(self._json, choices) if details else self._json(choices)
+        return await asyncio.to_thread(self.written, choices) if details else self.written(choices)
+
+    def written(self, choices: Sequence[Choice]) -> bytes:
+        """In JSON, once all of these choices are read."""
+        completion = wire.ChatCompletion(
+            id=self._id,
+            object="chat.completion",
+            created=self._created,
+            model=self._record.model,
+            system_fingerprint=self._fingerprint,
+            choices=[],
+            usage=self._usage(),
+        )
+        prompt = self._answer.prompt
+        if prompt.images:
+            completion.vision_pruning = pruning_report(prompt, self._record)
+        if self._body.return_token_ids:
+            completion.prompt_token_ids = list(prompt.token_ids)
+        if self._body.prompt_logprobs is not None:
+            completion.prompt_logprobs = prompt_logprobs(prompt.logprobs, self._body.prompt_logprobs)
+        written = [self._choice(i, choice).model_dump_json(exclude_unset=True) for i, choice in enumerate(choices)]
+        whole = completion.model_dump_json(exclude_unset=True)
+        return whole.replace('"choices":[]', f'"choices":[{",".join(written)}]', 1).encode()
 
     async def events(self) -> AsyncIterator[str]:
         """As server-sent events, from the first chunk on; a failure on the way is the last of them."""
@@ -145,27 +167,6 @@ class Completion:
             **fields,
         )
         return event(chunk.model_dump_json(exclude_unset=True))
-
-    def _json(self, choices: Sequence[Choice]) -> bytes:
-        completion = wire.ChatCompletion(
-            id=self._id,
-            object="chat.completion",
-            created=self._created,
-            model=self._record.model,
-            system_fingerprint=self._fingerprint,
-            choices=[],
-            usage=self._usage(),
-        )
-        prompt = self._answer.prompt
-        if prompt.images:
-            completion.vision_pruning = pruning_report(prompt, self._record)
-        if self._body.return_token_ids:
-            completion.prompt_token_ids = list(prompt.token_ids)
-        if self._body.prompt_logprobs is not None:
-            completion.prompt_logprobs = prompt_logprobs(prompt.logprobs, self._body.prompt_logprobs)
-        written = [self._choice(i, choice).model_dump_json(exclude_unset=True) for i, choice in enumerate(choices)]
-        whole = completion.model_dump_json(exclude_unset=True)
-        return whole.replace('"choices":[]', f'"choices":[{",".join(written)}]', 1).encode()
 
     def _choice(self, index: int, choice: Choice) -> wire.Choice:
         message = wire.AssistantMessage(role="assistant", content=choice.text, refusal=None)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from covervlm.kernels import warm_up
 from covervlm.server.core.caller import Caller
@@ -126,6 +127,13 @@ class TransformersEngine:
         return self._info
 
     @property
+    def adapter(self) -> Adapter:
+        """The loaded model behind its architecture's adapter. Raises EngineUnavailable before that."""
+        if self._adapter is None:
+            raise EngineUnavailable("The model is not loaded yet.")
+        return self._adapter
+
+    @property
     def ready(self) -> bool:
         return self._worker is not None and self._worker.is_alive() and not self._stopping
 
@@ -154,7 +162,9 @@ class TransformersEngine:
             message = f"n is {request.sampling.n}, but this server decodes {most} answers at once for one caller."
             raise InvalidRequest(message, param="n")
         unfinished = request.sampling.n
-        async with contextlib.aclosing(self._events(request, generates=True)) as events:
+        mailbox = Mailbox(asyncio.get_running_loop())
+        job = Job(request, mailbox.post, generates=True)
+        async with contextlib.aclosing(self._events(job, mailbox)) as events:
             async for chunk in events:
                 assert isinstance(chunk, GenerationChunk)
                 yield chunk
@@ -164,10 +174,19 @@ class TransformersEngine:
 
     async def prune(self, request: GenerationRequest) -> PromptReport:
         """What the request's policy would keep of each image."""
-        async with contextlib.aclosing(self._events(request, generates=False)) as events:
-            report = await anext(events)
-            assert isinstance(report, PromptReport)
-            return report
+        return (await self._prepared(request)).report
+
+    async def assemble(self, request: GenerationRequest) -> tuple[Tensor, Tensor]:
+        """What the language model would read, as `Adapter.assemble` returns it."""
+        job = await self._prepared(request)
+        return job.embeddings, job.positions
+
+    async def _prepared(self, request: GenerationRequest) -> Job:
+        mailbox = Mailbox(asyncio.get_running_loop())
+        job = Job(request, mailbox.post, generates=False)
+        async with contextlib.aclosing(self._events(job, mailbox)) as events:
+            await anext(events)
+        return job
 
     async def tokenize(self, request: GenerationRequest) -> PromptTokens:
         """The model is only asked where there are images."""
@@ -196,14 +215,11 @@ class TransformersEngine:
             raise EngineUnavailable("The model is not being served right now; try another replica or wait for /ready.")
         return self._worker, self._adapter
 
-    async def _events(self, request: GenerationRequest, *, generates: bool) -> AsyncGenerator[Event, None]:
-        """Submit a request and yield what the worker emits for it; raises what it emits as an exception."""
+    async def _events(self, job: Job, mailbox: Mailbox) -> AsyncGenerator[Event, None]:
+        """Submit a job and yield what the worker emits for it; raises what it emits as an exception."""
         worker, adapter = self._serving()
-        self._check_room(worker, request.caller)
-        loop = asyncio.get_running_loop()
-        mailbox = Mailbox(loop)
-        job = Job(request, mailbox.post, generates=generates)
-        caller = request.caller
+        request, caller = job.request, job.request.caller
+        self._check_room(worker, caller)
         async with self._turns.turn(caller.owner, leaves=int(caller.has_key)):
             costs = [worker.admission.cost(part) for part in request.images]
             caller.hold(sum(cost.kept for cost in costs))
