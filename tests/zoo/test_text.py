@@ -12,7 +12,7 @@ from tokenizers.decoders import DecodeStream
 
 from covervlm.server.core.generation import TokenLogprob
 from covervlm.server.engines.detokenizer import Detokenizer, Vocabulary
-from tests.zoo.vocabularies import PACKAGES, VOCABULARIES, shipped, vocabulary
+from tests.zoo.vocabularies import PACKAGES, SMALL, VOCABULARIES, shipped, vocabulary
 
 SENTENCEPIECE = {
     "llama_2": "tokenizer.model.v1",
@@ -34,7 +34,7 @@ BEYOND = 64
 BYTES = re.compile("<0x[0-9A-F]{2}>")
 
 
-@pytest.fixture(scope="session", params=VOCABULARIES)
+@pytest.fixture(scope="session", params={**VOCABULARIES, **SMALL})
 def tokens(request):
     """One vocabulary: its tokenizer, a stand-in for transformers' around it, and which of its ids are bytes alone."""
     backend = vocabulary(request.param)
