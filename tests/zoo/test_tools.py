@@ -80,12 +80,13 @@ def test_a_template_with_tools_has_them_in_each_turn_as_transformers_own_renderi
         asked = []
         render = engine._adapter.tokenize
         engine._adapter.tokenize = lambda *request: asked.append(render(*request)) or asked[-1]
-        ask(client, question, *TURNS[:3], tools=[LOOK])
+        ask(client, question, *TURNS[:3], tools=[LOOK], max_completion_tokens=1)
         calls = check_calls(ask(client, question, tools=[LOOK], tool_choice="required"))
         back = {"role": "assistant", "content": None, "tool_calls": calls[:1]}
-        ask(client, question, back, {"role": "tool", "tool_call_id": calls[0]["id"], "content": "7"}, tools=[LOOK])
+        result = {"role": "tool", "tool_call_id": calls[0]["id"], "content": "7"}
+        ask(client, question, back, result, tools=[LOOK], max_completion_tokens=1)
         turns = [*TURNS, {"role": "user", "content": "Sure?"}]
-        ask(client, question, *turns, tools=[LOOK], tool_choice="none")
+        ask(client, question, *turns, tools=[LOOK], tool_choice="none", max_completion_tokens=1)
     picture = [{"type": "image"}, {"type": "text", "text": "What is on top?"}]
     seven = {"role": "tool", "content": "7"}
     for ids, chat, tools in (
