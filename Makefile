@@ -11,6 +11,7 @@ VENV := .venv
 OLDEST := .venv-oldest
 VLLM := .venv-vllm
 PEERS := .venv-peers
+OPENAI := .venv-openai
 ZOO := .venv-zoo
 REAL := .venv-real
 LOAD := .venv-load
@@ -99,9 +100,10 @@ test-real: $(READY) $(REAL)/.ready
 	PYTHONPATH=$(REAL) $(BIN)/pytest -m real -s tests/zoo
 
 # litellm, langchain-openai, instructor and llama-index against a server, in an environment of their own: they need a newer certifi
-# than the pins, and llama-index an openai below 3. The openai package itself is asked by the other tests.
-test-peers: $(READY) $(PEERS)/.ready
-	$(PEERS)/bin/pytest -c tests/peers/pytest.ini tests/peers
+# than the pins, and llama-index an openai below 3. So the newest openai package and its Agents SDK have another environment.
+test-peers: $(READY) $(PEERS)/.ready $(OPENAI)/.ready
+	$(PEERS)/bin/pytest -c tests/peers/pytest.ini --ignore tests/peers/openai_3 tests/peers
+	$(OPENAI)/bin/pytest -c tests/peers/pytest.ini tests/peers/openai_3
 
 # Runs the notebook in docs/, by Jupyter's own kernel.
 test-notebook: $(READY) $(NOTEBOOK)/.ready
@@ -131,6 +133,11 @@ $(NOTEBOOK)/.ready: constraints-notebook.txt | $(READY)
 $(PEERS)/.ready: constraints-peers.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -r constraints-peers.txt
+	touch $@
+
+$(OPENAI)/.ready: constraints-openai.txt
+	$(PYTHON) -m venv $(OPENAI)
+	$(OPENAI)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -r constraints-openai.txt
 	touch $@
 
 $(VLLM)/.ready: constraints-vllm.txt

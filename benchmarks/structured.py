@@ -35,7 +35,8 @@ from covervlm.server.engines.embedded.engine import TransformersEngine, Transfor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the checkpoints are those of the tests
 
-from tests.zoo.checkpoints import ZOO, Exhibit
+from tests.zoo.checkpoints import ZOO
+from tests.zoo.exhibit import Exhibit
 
 SCHEMA = {
     "type": "array",

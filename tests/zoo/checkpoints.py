@@ -1,18 +1,20 @@
 """Checkpoints shaped like those that people serve: published settings and templates, real tokenizers, tiny weights."""
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-from tokenizers import Tokenizer
-from transformers import PreTrainedModel
-
-from tests.zoo.models import PINPOINTS, llava_1_5, llava_next_llama_3, llava_next_mistral, qwen2_5_vl
-from tests.zoo.templates import LLAMA_3, MISTRAL, QWEN, VICUNA
-from tests.zoo.vocabularies import vocabulary
+from tests.zoo.exhibit import Exhibit
+from tests.zoo.models import (
+    ONEVISION_PINPOINTS,
+    PINPOINTS,
+    internvl_3,
+    llava_1_5,
+    llava_next_llama_3,
+    llava_next_mistral,
+    llava_onevision,
+    qwen2_5_vl,
+    qwen3_vl,
+)
+from tests.zoo.templates import INTERNVL_3, LLAMA_3, MISTRAL, ONEVISION, QWEN, QWEN_3, VICUNA
 
 _MEAN = [0.48145466, 0.4578275, 0.40821073]
 _STD = [0.26862954, 0.26130258, 0.27577711]
@@ -36,60 +38,31 @@ _NEXT = _CLIP | {
     "image_processor_type": "LlavaNextImageProcessor",
     "processor_class": "LlavaNextProcessor",
 }
-
-
-@dataclass(frozen=True)
-class Exhibit:
-    """One checkpoint of the zoo.
-
-    model: builds the tiny model from the tokenizer's ids and the language model's hidden units.
-    tokenizer: tokenizer_config.json. generation: generation_config.json, special tokens by their names.
-    files: the other JSON files of the repository, by name.
-    """
-
-    vocabulary: str
-    model: Callable[[Tokenizer, int], PreTrainedModel]
-    template: str
-    tokenizer: Mapping[str, Any]
-    generation: Mapping[str, Any]
-    files: Mapping[str, Mapping[str, Any]]
-
-    def save(self, folder: Path, *, hidden_size: int = 64) -> None:
-        """hidden_size: of the language model, with four heads."""
-        tokenizer = vocabulary(self.vocabulary)
-        torch.manual_seed(0)
-        model = self.model(tokenizer, hidden_size)
-        for name, weight in model.named_parameters():
-            # Wide enough for an image to change the answer.
-            if "projector" in name and name.endswith("weight"):
-                torch.nn.init.normal_(weight, std=0.3)
-        model.generation_config.update(**{key: _ids(tokenizer, value) for key, value in self.generation.items()})
-        model.save_pretrained(folder)
-        tokenizer.save(str(folder / "tokenizer.json"))
-        files = {"tokenizer_config.json": self._tokenizer_config(tokenizer)} | dict(self.files)
-        files["chat_template.json"] = {"chat_template": self.template}
-        for name, content in files.items():
-            (folder / name).write_text(json.dumps(content))
-
-    def _tokenizer_config(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        added = {
-            str(place): {
-                "content": token.content,
-                "lstrip": token.lstrip,
-                "normalized": token.normalized,
-                "rstrip": token.rstrip,
-                "single_word": token.single_word,
-                "special": token.special,
-            }
-            for place, token in tokenizer.get_added_tokens_decoder().items()
-        }
-        return {"added_tokens_decoder": added, "clean_up_tokenization_spaces": False} | dict(self.tokenizer)
-
-
-def _ids(tokenizer: Tokenizer, value: Any) -> Any:
-    if isinstance(value, list):
-        return [_ids(tokenizer, name) for name in value]
-    return tokenizer.token_to_id(value) if isinstance(value, str) else value
+_SIGLIP = {
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"height": 384, "width": 384},
+}
+_INTERNVL_NAMED = {
+    "context_image_token": "<IMG_CONTEXT>",
+    "end_image_token": "</img>",
+    "start_image_token": "<img>",
+    "video_token": "<video>",
+}
+_QWEN_3 = {
+    "patch_size": 16,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "processor_class": "Qwen3VLProcessor",
+}
 
 
 def _llama_tokenizer(**fields: Any) -> dict[str, Any]:
@@ -107,6 +80,20 @@ def _llama_tokenizer(**fields: Any) -> dict[str, Any]:
         "use_default_system_prompt": False,
         "extra_special_tokens": {"image_token": "<image>"},
         "image_token": "<image>",
+    } | fields
+
+
+def _qwen_tokenizer(**fields: Any) -> dict[str, Any]:
+    return {
+        "add_bos_token": False,
+        "add_prefix_space": False,
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": None,
+        "errors": "replace",
+        "split_special_tokens": False,
+        "tokenizer_class": "Qwen2Tokenizer",
     } | fields
 
 
@@ -172,21 +159,10 @@ ZOO: dict[str, Exhibit] = {
         },
     ),
     "qwen2.5-vl": Exhibit(
-        vocabulary="qwen_small",
+        vocabulary="qwen_2_5_small",
         model=qwen2_5_vl,
         template=QWEN,
-        tokenizer={
-            "add_bos_token": False,
-            "add_prefix_space": False,
-            "bos_token": None,
-            "eos_token": "<|im_end|>",
-            "pad_token": "<|endoftext|>",
-            "unk_token": None,
-            "errors": "replace",
-            "model_max_length": 131072,
-            "split_special_tokens": False,
-            "tokenizer_class": "Qwen2Tokenizer",
-        },
+        tokenizer=_qwen_tokenizer(model_max_length=131072),
         generation={
             "bos_token_id": "<|endoftext|>",
             "pad_token_id": "<|endoftext|>",
@@ -206,6 +182,104 @@ ZOO: dict[str, Exhibit] = {
                 "image_std": _STD,
                 "image_processor_type": "Qwen2VLImageProcessor",
                 "processor_class": "Qwen2_5_VLProcessor",
+            },
+        },
+    ),
+    "llava-onevision": Exhibit(
+        vocabulary="qwen_2_small",
+        model=llava_onevision,
+        template=ONEVISION,
+        tokenizer=_qwen_tokenizer(
+            model_max_length=32768,
+            processor_class="LlavaOnevisionProcessor",
+            image_token="<image>",
+            video_token="<video>",
+            extra_special_tokens={"image_token": "<image>", "video_token": "<video>"},
+        ),
+        generation={"bos_token_id": "<|endoftext|>", "eos_token_id": "<|im_end|>", "pad_token_id": "<|endoftext|>"},
+        files={
+            "preprocessor_config.json": {
+                **_SIGLIP,
+                "do_pad": True,
+                "image_grid_pinpoints": ONEVISION_PINPOINTS,
+                "image_processor_type": "LlavaOnevisionImageProcessor",
+                "processor_class": "LlavaOnevisionProcessor",
+            },
+            "video_preprocessor_config.json": {
+                **_SIGLIP,
+                "image_processor_type": "LlavaOnevisionVideoProcessor",
+                "processor_class": "LlavaOnevisionProcessor",
+                "video_processor_type": "LlavaOnevisionVideoProcessor",
+            },
+            "processor_config.json": {
+                "image_token": "<image>",
+                "num_image_tokens": 729,
+                "processor_class": "LlavaOnevisionProcessor",
+                "video_token": "<video>",
+                "vision_aspect_ratio": "anyres_max_9",
+                "vision_feature_select_strategy": "full",
+            },
+        },
+    ),
+    "internvl-3": Exhibit(
+        vocabulary="internvl_3_small",
+        model=internvl_3,
+        template=INTERNVL_3,
+        template_file="chat_template.jinja",
+        tokenizer=_qwen_tokenizer(
+            model_max_length=8192, processor_class="InternVLProcessor", extra_special_tokens=_INTERNVL_NAMED
+        )
+        | _INTERNVL_NAMED,
+        generation={"bos_token_id": "<|endoftext|>", "eos_token_id": "<|im_end|>"},
+        files={
+            "preprocessor_config.json": {
+                "crop_size": None,
+                "crop_to_patches": False,
+                "data_format": "channels_first",
+                "default_to_square": True,
+                "do_center_crop": None,
+                "do_convert_rgb": True,
+                "do_normalize": True,
+                "do_rescale": True,
+                "do_resize": True,
+                "image_mean": [0.485, 0.456, 0.406],
+                "image_processor_type": "GotOcr2ImageProcessorFast",
+                "image_std": [0.229, 0.224, 0.225],
+                "max_patches": 12,
+                "min_patches": 1,
+                "processor_class": "InternVLProcessor",
+                "resample": 3,
+                "rescale_factor": 0.00392156862745098,
+                "size": {"height": 448, "width": 448},
+            },
+            "processor_config.json": {"image_seq_length": 256, "processor_class": "InternVLProcessor"},
+        },
+    ),
+    "qwen3-vl": Exhibit(
+        vocabulary="qwen_3_small",
+        model=qwen3_vl,
+        template=QWEN_3,
+        tokenizer=_qwen_tokenizer(model_max_length=262144),
+        generation={
+            "bos_token_id": "<|endoftext|>",
+            "pad_token_id": "<|endoftext|>",
+            "eos_token_id": ["<|im_end|>", "<|endoftext|>"],
+            "do_sample": True,
+            "top_k": 20,
+            "top_p": 0.8,
+            "repetition_penalty": 1.0,
+            "temperature": 0.7,
+        },
+        files={
+            "preprocessor_config.json": _QWEN_3
+            | {
+                "size": {"longest_edge": 16777216, "shortest_edge": 65536},
+                "image_processor_type": "Qwen2VLImageProcessorFast",
+            },
+            "video_preprocessor_config.json": _QWEN_3
+            | {
+                "size": {"longest_edge": 25165824, "shortest_edge": 4096},
+                "video_processor_type": "Qwen3VLVideoProcessor",
             },
         },
     ),

@@ -17,8 +17,8 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from covervlm.server import create_app
 from covervlm.server.settings import Settings
+from tests.zoo.by_hand import BY_HAND, inputs_by_hand
 from tests.zoo.checkpoints import ZOO
-from tests.zoo.templates import QWEN
 
 
 @dataclass(frozen=True)
@@ -49,22 +49,16 @@ class Specimen:
         """What transformers' own processor feeds the model: the images first, then the question."""
         content = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
         chat = [{"role": "user", "content": content}]
-        if "qwen" in self.name:
-            return self._qwen_inputs(chat, images)
+        if self.model.config.model_type in BY_HAND:
+            text = self.tokenizer.apply_chat_template(
+                chat, chat_template=ZOO[self.name].template, add_generation_prompt=True, tokenize=False
+            )
+            image_processor = AutoImageProcessor.from_pretrained(self.path)
+            return inputs_by_hand(self.model, self.tokenizer, image_processor, text, images)
         text = self.processor.apply_chat_template(chat, add_generation_prompt=True)
         return dict(
             self.processor(images=list(images) or None, text=text, return_tensors="pt", add_special_tokens=True)
         )
-
-    def _qwen_inputs(self, chat: list[dict[str, Any]], images: Sequence[Image.Image]) -> dict[str, Any]:
-        """Put together without transformers' processor, which needs torchvision."""
-        text = self.tokenizer.apply_chat_template(chat, chat_template=QWEN, add_generation_prompt=True, tokenize=False)
-        vision = AutoImageProcessor.from_pretrained(self.path)(list(images), return_tensors="pt") if images else {}
-        for grid in vision.get("image_grid_thw", []):
-            text = text.replace("<|image_pad|>", "<|placeholder|>" * (int(grid.prod()) // 4), 1)
-        ids = torch.tensor([self.tokenizer(text.replace("<|placeholder|>", "<|image_pad|>")).input_ids])
-        kinds = (ids == self.model.config.image_token_id).long()
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": kinds, **vision}
 
     def generate(self, question: str, images: Sequence[Image.Image] = (), *, tokens: int = 12) -> list[int]:
         """transformers' greedy answer, by the model alone: no penalty of its generation config."""

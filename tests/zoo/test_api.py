@@ -9,6 +9,7 @@ import pytest
 import torch
 from jsonschema import Draft202012Validator
 
+from tests.zoo.checkpoints import ZOO
 from tests.zoo.test_engine import QUESTIONS, same
 
 PROMPT = "USER: Was ist  das 🦜?\n ASSISTANT: Its naïve"
@@ -157,9 +158,9 @@ def test_a_message_that_goes_on_is_continued_where_it_ends(client, specimen):
     parts = [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
     fields = {"messages": turns, "continue_final_message": True, "return_token_ids": True}
     answer = post(client, "/v1/chat/completions", PLAIN | fields)
-    source = specimen.tokenizer if "qwen" in specimen.name else specimen.processor
-    template = json.loads((specimen.path / "chat_template.json").read_text())["chat_template"]
-    text = source.apply_chat_template(parts, chat_template=template, continue_final_message=True, tokenize=False)
+    text = specimen.tokenizer.apply_chat_template(
+        parts, chat_template=ZOO[specimen.name].template, continue_final_message=True, tokenize=False
+    )
     assert text.endswith("It is naïve")
     ids = specimen.tokenizer(text, return_tensors="pt", add_special_tokens=not text.startswith("<|begin_of_text|>"))
     assert answer["prompt_token_ids"] == ids["input_ids"][0].tolist()

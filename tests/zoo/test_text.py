@@ -12,7 +12,7 @@ from tokenizers.decoders import DecodeStream
 
 from covervlm.server.core.generation import TokenLogprob
 from covervlm.server.engines.detokenizer import Detokenizer, Vocabulary
-from tests.zoo.vocabularies import PACKAGES, VOCABULARIES, shipped, vocabulary
+from tests.zoo.vocabularies import PACKAGES, SMALL, VOCABULARIES, shipped, vocabulary
 
 SENTENCEPIECE = {
     "llama_2": "tokenizer.model.v1",
@@ -29,12 +29,14 @@ TEXTS = [
     "<0xE2> <unk> ▁ \ufffd Ġ Ċ <|im_end|x",
     " naïve Ὀδυσσεύς 한국어 𝔘𝔫𝔦𝔠𝔬𝔡𝔢",
 ]
+SMALLER = [name for name in SMALL if name.removesuffix("_small") not in VOCABULARIES]
+"""Vocabularies that are here at no full size: they differ from those that are in their added tokens."""
 BEYOND = 64
 """Ids that a model's logits may have beyond its tokenizer's."""
 BYTES = re.compile("<0x[0-9A-F]{2}>")
 
 
-@pytest.fixture(scope="session", params=VOCABULARIES)
+@pytest.fixture(scope="session", params=[*VOCABULARIES, *SMALLER])
 def tokens(request):
     """One vocabulary: its tokenizer, a stand-in for transformers' around it, and which of its ids are bytes alone."""
     backend = vocabulary(request.param)

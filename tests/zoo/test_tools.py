@@ -4,17 +4,14 @@ import base64
 import io
 import json
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
 from jsonschema import Draft202012Validator
 from starlette.testclient import TestClient
-from transformers import AutoTokenizer
 
 from covervlm.server import create_app
 from covervlm.server.engines.embedded.engine import TransformersEngine, TransformersEngineConfig
 from covervlm.server.settings import Settings
-from tests.zoo.checkpoints import ZOO
 from tests.zoo.templates import QWEN_3
 
 PARAMETERS = {
@@ -49,13 +46,6 @@ def served(path, **settings):
         yield engine, client
 
 
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("qwen3")
-    replace(ZOO["qwen2.5-vl"], template=QWEN_3).save(folder)
-    return folder
-
-
 @pytest.fixture
 def question(blocks):
     buffer = io.BytesIO()
@@ -82,19 +72,21 @@ def check_calls(choice, *, most=None):
     return calls
 
 
-def test_a_template_with_tools_has_them_in_each_turn_as_transformers_own_rendering_does(qwen, question):
-    tokenizer = AutoTokenizer.from_pretrained(qwen)
-    with served(qwen) as (engine, client):
+def test_a_template_with_tools_has_them_in_each_turn_as_transformers_own_rendering_does(specimens, question):
+    specimen = specimens("qwen3-vl")
+    tokenizer = specimen.tokenizer
+    with served(specimen.path) as (engine, client):
         assert engine.info.tool_format == "hermes"
         asked = []
         render = engine._adapter.tokenize
         engine._adapter.tokenize = lambda *request: asked.append(render(*request)) or asked[-1]
-        ask(client, question, *TURNS[:3], tools=[LOOK])
+        ask(client, question, *TURNS[:3], tools=[LOOK], max_completion_tokens=1)
         calls = check_calls(ask(client, question, tools=[LOOK], tool_choice="required"))
         back = {"role": "assistant", "content": None, "tool_calls": calls[:1]}
-        ask(client, question, back, {"role": "tool", "tool_call_id": calls[0]["id"], "content": "7"}, tools=[LOOK])
+        result = {"role": "tool", "tool_call_id": calls[0]["id"], "content": "7"}
+        ask(client, question, back, result, tools=[LOOK], max_completion_tokens=1)
         turns = [*TURNS, {"role": "user", "content": "Sure?"}]
-        ask(client, question, *turns, tools=[LOOK], tool_choice="none")
+        ask(client, question, *turns, tools=[LOOK], tool_choice="none", max_completion_tokens=1)
     picture = [{"type": "image"}, {"type": "text", "text": "What is on top?"}]
     seven = {"role": "tool", "content": "7"}
     for ids, chat, tools in (
@@ -123,7 +115,7 @@ def expected(turn):
 
 def test_calls_that_must_be_work_with_every_vocabulary_and_template(specimen, question):
     with served(specimen.path) as (engine, client):
-        assert engine.info.tool_format is None
+        assert engine.info.tool_format == ("hermes" if specimen.name == "qwen3-vl" else None)
         named = {"type": "function", "function": {"name": "look"}}
         for choice in (named, "required"):
             calls = check_calls(ask(client, question, tools=[LOOK], tool_choice=choice), most=128)

@@ -1,13 +1,14 @@
 """Tokenizers of the checkpoints that people serve, from the vocabularies that packages ship.
 
 Llama 2, which is Vicuna's too, and Mistral: Mistral's SentencePiece models in the form of Llama 2's published
-tokenizer.json. Llama 3: its special tokens and pipeline on tekken's byte pairs. Qwen: its own byte pairs.
+tokenizer.json. Llama 3: its special tokens and pipeline on tekken's byte pairs. Qwen, from 2 on, and
+InternVL3: Qwen's byte pairs.
 """
 
 import base64
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,20 @@ _LLAMA_3_WORDS = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN_WORDS = _LLAMA_3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
+_QWEN_2_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _QWEN_SPECIALS = (
-    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>"),
+    *(*_QWEN_2_SPECIALS, "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>"),
     *("<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
     *("<|image_pad|>", "<|video_pad|>"),
 )
 _QWEN_ADDED = (
     *("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>"),
     *("<|repo_name|>", "<|file_sep|>"),
+)
+_QWEN_3_ADDED = ("<tool_response>", "</tool_response>", "<think>", "</think>")
+_INTERNVL_SPECIALS = (
+    *("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>"),
+    *("<ref>", "</ref>", "<box>", "</box>", "<video>"),
 )
 
 
@@ -90,24 +97,44 @@ def tekken() -> Tokenizer:
     return _byte_pairs(_tekken("240911", 130_072), _tekken_file("240911")["config"]["pattern"])
 
 
-def qwen(size: int = 151_643) -> Tokenizer:
+def qwen_2(size: int = 151_643) -> Tokenizer:
+    """As LLaVA-OneVision has it."""
+    return _with(_qwen(size), [*_QWEN_2_SPECIALS, "<image>", "<video>"])
+
+
+def qwen_2_5(size: int = 151_643) -> Tokenizer:
+    return _with(_qwen(size), _QWEN_SPECIALS, _QWEN_ADDED)
+
+
+def qwen_3(size: int = 151_643) -> Tokenizer:
+    return _with(_qwen(size), _QWEN_SPECIALS, [*_QWEN_ADDED, *_QWEN_3_ADDED])
+
+
+def internvl_3(size: int = 151_643) -> Tokenizer:
+    return _with(qwen_2_5(size), _INTERNVL_SPECIALS)
+
+
+def _qwen(size: int) -> Tokenizer:
     lines = shipped("dashscope/resources/qwen.tiktoken").read_bytes().splitlines()[:size]
     tokenizer = _byte_pairs(
         {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)}, _QWEN_WORDS
     )
     tokenizer.normalizer = normalizers.NFC()
-    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in _QWEN_SPECIALS])
-    tokenizer.add_tokens([AddedToken(name, normalized=False, special=False) for name in _QWEN_ADDED])
+    return tokenizer
+
+
+def _with(tokenizer: Tokenizer, special: Sequence[str], added: Sequence[str] = ()) -> Tokenizer:
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in special])
+    tokenizer.add_tokens([AddedToken(name, normalized=False, special=False) for name in added])
     return tokenizer
 
 
 VOCABULARIES: dict[str, Callable[[], Tokenizer]] = {
     build.__name__: build
-    for build in (llama_2, mistral_v2, mistral_v3, mistral_v7, mistral_v7_multimodal, llama_3, tekken, qwen)
+    for build in (llama_2, mistral_v2, mistral_v3, mistral_v7, mistral_v7_multimodal, llama_3, tekken, qwen_2_5)
 }
 SMALL: dict[str, Callable[[], Tokenizer]] = {
-    "llama_3_small": partial(llama_3, 24_000),
-    "qwen_small": partial(qwen, 24_000),
+    f"{build.__name__}_small": partial(build, 24_000) for build in (llama_3, qwen_2, qwen_2_5, qwen_3, internvl_3)
 }
 """The same with their most frequent byte pairs alone: what loads ten times in a test session must load fast."""
 

@@ -34,8 +34,8 @@ class ForeignTokens(ValueError):
 
     def __init__(self, index: int, frame: Sequence[int]) -> None:
         super().__init__(
-            f"these are not token ids of this model's tokenizer, which stand between {frame[0]} and {frame[-1]}; send "
-            "the text itself (in LangChain, set check_embedding_ctx_length=False)"
+            f"these are not token ids of this model's tokenizer, which begin with {frame[0]} and end with {frame[-1]}; "
+            "send the text itself (in LangChain, set check_embedding_ctx_length=False)"
             if len(frame) > 1
             else "these are not token ids of this model's tokenizer; send the text itself"
         )
