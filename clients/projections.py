@@ -12,6 +12,7 @@ from covervlm.clients.images import Images
 from covervlm.clients.jobs import RESULTS, Job
 from covervlm.clients.methods import Asyncio, Blocking, method
 from covervlm.clients.records import Record
+from covervlm.clients.tables import Labels
 
 _PATH = "/v1/projections"
 
@@ -43,7 +44,7 @@ class SearchSpace(Record):
 
 def train(
     name: str,
-    labels: Sequence[str] | None = None,
+    labels: Labels | None = None,
     images: Images = None,
     *,
     embeddings: Matrix | None = None,
@@ -58,10 +59,11 @@ def train(
 ) -> Call[Job[str]]:
     """Start a job that learns a space for search from labelled images, or from the embeddings of such images.
 
-    labels, ids: one for each image, or each row of `uploads` and then of `embeddings`; images of one label are to be
-    found by each other. method: `soft_triple` (default), `coins` (finer than its labels; embeddings of two views each,
-    (n, 2, d)) or `kda` (fewer dimensions, without labels as well). label_map: from labels to what is learned from; it
-    is judged by the labels. The job's result is `name@version`; `get(...).report` tells what it is worth.
+    labels, ids: one for each image, or each row of `uploads` and then of `embeddings`; or labels is the Path of a .csv
+    or .parquet file with the columns label and, if any, id. Images of one label are to be found by each other. method:
+    `soft_triple` (default), `coins` (finer than its labels; embeddings of two views each, (n, 2, d)) or `kda` (fewer
+    dimensions, without labels as well). label_map: from labels to what is learned from; it is judged by the labels. The
+    job's result is `name@version`; `get(...).report` tells what it is worth.
     """
     body = {
         "name": name,
