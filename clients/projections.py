@@ -1,7 +1,9 @@
 """Spaces for search that the server learns from examples, each an embedding model of its own."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -90,15 +92,28 @@ def delete(name: str) -> Call[None]:
     return Call("DELETE", _place(name), lambda body: None)
 
 
+def download(name: str) -> Call[bytes]:
+    """The projection as the bytes of a safetensors file."""
+    return Call("GET", f"{_place(name)}/file", bytes, binary=True)
+
+
+def upload(name: str, file: bytes | str | os.PathLike[str]) -> Call[SearchSpace]:
+    """Store what `download` gave, from its bytes or the path of its file, as the next version of a name."""
+    content = file if isinstance(file, bytes) else Path(file).read_bytes()
+    return Call("PUT", f"{_place(name)}/file", SearchSpace.read, content=content, repeatable=False)
+
+
 class _Methods:
     train = method(train)
     get = method(get)
     list = method(list_all)
     delete = method(delete)
+    download = method(download)
+    upload = method(upload)
 
 
 class Projections(_Methods, Blocking):
-    """client.projections: learn, list and delete; `client.embed_images` uses them by their `model`."""
+    """client.projections: learn, list, download, upload, delete; `client.embed_images` uses them by their `model`."""
 
 
 class AsyncProjections(_Methods, Asyncio):
