@@ -16,8 +16,9 @@ def draw(panels: dict[str, list[tuple[int, Runs]]], path: Path) -> None:
     figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4.4))
     for panel, (title, settings) in zip(np.atleast_1d(axes), panels.items(), strict=True):
         sizes = [size for size, _ in settings]
-        for method in settings[0][1]:
-            panel.plot(sizes, [100 * np.mean(runs[method]) for _, runs in settings], marker="o", label=method)
+        for number, method in enumerate(settings[0][1]):
+            means = [100 * np.mean(runs[method]) for _, runs in settings]
+            panel.plot(sizes, means, "o-" if number < 10 else "s--", label=method)  # there are ten colours
         panel.set_xticks(sizes)
         panel.set_xlabel("labels for each class")
         panel.set_title(f"{title}: right labels, %")
