@@ -14,6 +14,7 @@ from covervlm.clients.images import Images, image_parts
 from covervlm.clients.jobs import RESULTS, Job
 from covervlm.clients.methods import Asyncio, Blocking, method
 from covervlm.clients.records import Record
+from covervlm.clients.tables import Labels
 
 _PATH = "/v1/classifiers"
 _UPLOADS = "/v1/embeddings/uploads"
@@ -121,7 +122,7 @@ def fit(
 
 def train(
     name: str,
-    labels: Sequence[str],
+    labels: Labels,
     images: Images = None,
     *,
     embeddings: Matrix | None = None,
@@ -141,11 +142,12 @@ def train(
 ) -> Call[Job[str]]:
     """Start a job that learns a classifier from labelled images, or from the embeddings of such images.
 
-    labels, groups, ids: one for each image, or each row of `uploads` and then of `embeddings`. groups: by which errors
-    are to be alike. ids: by which the report calls them. classes: by default the labels that occur. label_map: from
-    labels to classes. prior: each class's share where it will be used. method: by default the best of several on
-    held-out examples. keep_examples: keep embeddings and ids of up to 5,000 examples on the server, for `explain`. The
-    job's result is `name@version`; `get(...).report` tells what it is worth.
+    labels, groups, ids: one for each image, or each row of `uploads` and then of `embeddings`; or labels is the Path
+    of a .csv or .parquet file with the columns label and, if any, group and id. groups: by which errors are to be
+    alike. ids: by which the report calls them. classes: by default the labels that occur. label_map: from labels to
+    classes. prior: each class's share where it will be used. method: by default the best of several on held-out
+    examples. keep_examples: keep embeddings and ids of up to 5,000 examples on the server, for `explain`. The job's
+    result is `name@version`; `get(...).report` tells what it is worth.
     """
     body = {
         "name": name,

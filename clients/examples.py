@@ -1,5 +1,6 @@
 """What trained things are learned from, as the server takes it: labelled images, or embeddings and uploads of them."""
 
+import os
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from covervlm.clients.calls import given, listed
 from covervlm.clients.embeddings import Matrix, matrix_file
 from covervlm.clients.images import Images, image_parts
 from covervlm.clients.records import Record
+from covervlm.clients.tables import Labels, csv_text, labels_in
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Upload(Record):
 
 
 def labelled(
-    labels: Sequence[str] | None,
+    labels: Labels | None,
     images: Images,
     *,
     groups: Sequence[str] | None = None,
@@ -33,9 +35,15 @@ def labelled(
 ) -> dict[str, Any]:
     """Images with their labels as `examples`; without images, the columns that go with embeddings.
 
-    Raises ValueError where there are not as many labels, groups and ids as images.
+    labels may be the path of a .csv or .parquet file with the columns label and, if any, group and id. Raises
+    ValueError where there are not as many labels, groups and ids as images.
     """
     parts = image_parts(images)
+    if isinstance(labels, os.PathLike):
+        table = labels_in(labels)
+        if not parts:
+            return {"labels_csv": csv_text(table), **given(groups=listed(groups), ids=listed(ids))}
+        labels, groups, ids = table["label"], groups or table.get("group"), ids or table.get("id")
     if labels is None:
         return {"images": parts}
     if not parts:

@@ -1,7 +1,9 @@
 """Spaces for search that the server learns from examples, each an embedding model of its own."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -12,6 +14,7 @@ from covervlm.clients.images import Images
 from covervlm.clients.jobs import RESULTS, Job
 from covervlm.clients.methods import Asyncio, Blocking, method
 from covervlm.clients.records import Record
+from covervlm.clients.tables import Labels
 
 _PATH = "/v1/projections"
 
@@ -43,7 +46,7 @@ class SearchSpace(Record):
 
 def train(
     name: str,
-    labels: Sequence[str] | None = None,
+    labels: Labels | None = None,
     images: Images = None,
     *,
     embeddings: Matrix | None = None,
@@ -58,10 +61,11 @@ def train(
 ) -> Call[Job[str]]:
     """Start a job that learns a space for search from labelled images, or from the embeddings of such images.
 
-    labels, ids: one for each image, or each row of `uploads` and then of `embeddings`; images of one label are to be
-    found by each other. method: `soft_triple` (default), `coins` (finer than its labels; embeddings of two views each,
-    (n, 2, d)) or `kda` (fewer dimensions, without labels as well). label_map: from labels to what is learned from; it
-    is judged by the labels. The job's result is `name@version`; `get(...).report` tells what it is worth.
+    labels, ids: one for each image, or each row of `uploads` and then of `embeddings`; or labels is the Path of a .csv
+    or .parquet file with the columns label and, if any, id. Images of one label are to be found by each other. method:
+    `soft_triple` (default), `coins` (finer than its labels; embeddings of two views each, (n, 2, d)) or `kda` (fewer
+    dimensions, without labels as well). label_map: from labels to what is learned from; it is judged by the labels. The
+    job's result is `name@version`; `get(...).report` tells what it is worth.
     """
     body = {
         "name": name,
@@ -88,15 +92,28 @@ def delete(name: str) -> Call[None]:
     return Call("DELETE", _place(name), lambda body: None)
 
 
+def download(name: str) -> Call[bytes]:
+    """The projection as the bytes of a safetensors file."""
+    return Call("GET", f"{_place(name)}/file", bytes, binary=True)
+
+
+def upload(name: str, file: bytes | str | os.PathLike[str]) -> Call[SearchSpace]:
+    """Store what `download` gave, from its bytes or the path of its file, as the next version of a name."""
+    content = file if isinstance(file, bytes) else Path(file).read_bytes()
+    return Call("PUT", f"{_place(name)}/file", SearchSpace.read, content=content, repeatable=False)
+
+
 class _Methods:
     train = method(train)
     get = method(get)
     list = method(list_all)
     delete = method(delete)
+    download = method(download)
+    upload = method(upload)
 
 
 class Projections(_Methods, Blocking):
-    """client.projections: learn, list and delete; `client.embed_images` uses them by their `model`."""
+    """client.projections: learn, list, download, upload, delete; `client.embed_images` uses them by their `model`."""
 
 
 class AsyncProjections(_Methods, Asyncio):

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -55,12 +55,16 @@ def create(
     classes: Sequence[str],
     horizon: int,
     *,
+    method: Literal["onzeta", "coke"] | None = None,
     templates: Sequence[str] | None = None,
     parameters: Mapping[str, Any] | None = None,
     model: str | None = None,
 ) -> Call[ImageStream]:
-    """Start a stream. horizon: how many images are expected. parameters: OnZeta's, e.g. {"beta": 0.5}."""
-    options = given(templates=listed(templates), parameters=parameters, model=model)
+    """Start a stream. horizon: how many images are expected. method: `onzeta` (default) labels, `coke` groups.
+
+    parameters: the method's, e.g. {"beta": 0.5}.
+    """
+    options = given(method=method, templates=listed(templates), parameters=parameters, model=model)
     body = {"classes": list(classes), "horizon": horizon, **options}
     return Call("POST", _PATH, ImageStream.read, body, repeatable=False)
 

@@ -18,6 +18,12 @@ FILE_ANSWER: dict[int | str, dict[str, Any]] = {200: {"content": {"application/o
 TEXT_ANSWER: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 
+def tensors_file(data: bytes, name: str) -> Response:
+    """The answer of a route that has FILE_ANSWER."""
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return Response(data, media_type="application/octet-stream", headers=headers)
+
+
 def events_of(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """A route that answers, or may answer, with server-sent events whose data is `model` in JSON.
 

@@ -5,6 +5,7 @@ Examples:
     covervlm classify *.jpg --classes "cat,dog,a person on a bicycle"
     covervlm classify photos/ --classes @names.txt --top 3 --json
     covervlm classify photos/ --classifier birds.safetensors --abstain-below 0.9
+    covervlm classify photos/ --classes "cat,dog" --points photos.parquet
 """
 
 import argparse
@@ -13,11 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from covervlm.clients import Classification, Client
+from covervlm.clients import Classification, Client, Embeddings
 from covervlm.clients.jobs import progress_bar
 from covervlm.server.cli.arguments import Taken, count, names, pictures
 from covervlm.server.cli.connect import add_server_arguments, connect
 from covervlm.server.cli.errors import CommandError
+from covervlm.server.cli.points import check_points_file, write_points
 
 AT_ONCE = 32
 """Pictures in one request."""
@@ -32,13 +34,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--abstain-below", type=float, metavar="P", default=0.0, help="print ? for labels of less confidence than this"
     )
+    parser.add_argument(
+        "--points",
+        type=Path,
+        metavar="FILE",
+        help="also write label, confidence, x, y and vector of every picture to this .parquet file",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     add_server_arguments(parser, clip=True)
 
 
 def run(arguments: argparse.Namespace) -> None:
     paths = pictures(arguments.images)
+    if arguments.points is not None:
+        check_points_file(arguments.points)
     taken = Taken()
+    vectors: list[Embeddings] = []
     found: list[tuple[Path, Classification]] = []
     with connect(arguments) as client, progress_bar() as move, stored(client, arguments.classifier) as classifier:
 
@@ -55,7 +66,18 @@ def run(arguments: argparse.Namespace) -> None:
 
         for start in range(0, len(paths), AT_ONCE):
             move(start / len(paths), f"{start} of {len(paths)} pictures")
-            found += zip(*taken.ask(paths[start : start + AT_ONCE], labels, fewest=0), strict=True)
+            left, answers = taken.ask(paths[start : start + AT_ONCE], labels, fewest=0)
+            found += zip(left, answers, strict=True)
+            if left and arguments.points is not None:
+                vectors.append(client.embed_images(left))
+    if found and arguments.points is not None:
+        columns = {
+            "label": [one.label for _, one in found],
+            "confidence": [one.confidence for _, one in found],
+            "margin": [one.margin for _, one in found],
+            "abstained": [one.abstained for _, one in found],
+        }
+        write_points(arguments.points, [path for path, _ in found], vectors, columns)
     if arguments.json:
         labelled = [
             {

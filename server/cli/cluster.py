@@ -4,6 +4,7 @@ Examples:
 
     covervlm cluster photos/ --aspect color --words red,green,blue
     covervlm cluster photos/ --aspect mood --subject dog --json
+    covervlm cluster photos/ --aspect color --words red,green,blue --points photos.parquet
 """
 
 import argparse
@@ -15,7 +16,11 @@ from covervlm.clients import Client, Clustering
 from covervlm.server.cli.arguments import Taken, count, names, parameter, pictures
 from covervlm.server.cli.connect import add_server_arguments, connect
 from covervlm.server.cli.errors import USAGE, CommandError
+from covervlm.server.cli.points import check_points_file, write_points
 from covervlm.server.clip.methods.registry import method_names
+
+AT_ONCE = 32
+"""Pictures in one request for their vectors."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompt", help='sentence that ends in * for the value, e.g. "a photo of something *"')
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--points",
+        type=Path,
+        metavar="FILE",
+        help="also write label, x, y and vector of every picture to this .parquet",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     add_server_arguments(parser, clip=True)
 
@@ -39,9 +50,14 @@ def run(arguments: argparse.Namespace) -> None:
     paths = pictures(arguments.images)
     if len(paths) < 2:
         raise CommandError("there is only one picture; give at least two to group", USAGE)
+    if arguments.points is not None:
+        check_points_file(arguments.points)
     taken = Taken()
     with connect(arguments) as client:
         paths, found = taken.ask(paths, lambda some: _clusters(client, some, arguments), fewest=2)
+        if arguments.points is not None:
+            vectors = [client.embed_images(paths[start : start + AT_ONCE]) for start in range(0, len(paths), AT_ONCE)]
+            write_points(arguments.points, paths, vectors, {"label": found.names}, found.projection)
     members: list[list[str]] = [[] for _ in found.clusters]
     for path, label in zip(paths, found.labels, strict=True):
         members[label].append(str(path))

@@ -4,18 +4,20 @@ Examples:
 
     covervlm train birds photos/ --out birds.safetensors     (photos/wren/1.jpg, photos/robin/2.jpg, ...)
     covervlm train birds labels.csv --method sea --url http://127.0.0.1:8000     (path,label or path,label,group)
+    covervlm train birds labels.parquet --embeddings birds.npy --url http://127.0.0.1:8000
     covervlm train products photos/ --projection soft_triple --url http://127.0.0.1:8000
 """
 
 import argparse
-import csv
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from covervlm.clients import Client
+from covervlm.clients.tables import Labels, read_table
 from covervlm.server.cli.arguments import Taken, parameter, pictures
 from covervlm.server.cli.connect import add_server_arguments, connect
 from covervlm.server.cli.errors import USAGE, CommandError, file_errors
@@ -34,7 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "examples",
         type=Path,
         metavar="PLACE",
-        help="a folder with a folder for each label, or a .csv of path,label[,group]",
+        help="a folder with a folder for each label, or a .csv or .parquet file with the columns path,label[,group]",
+    )
+    parser.add_argument(
+        "--embeddings",
+        type=Path,
+        metavar="FILE",
+        help="learn from this .npy or .safetensors file; the table has label[,group][,id] of its rows in their order",
     )
     methods = [*method_names("choose"), *method_names("train")]
     kind = parser.add_mutually_exclusive_group()
@@ -58,17 +66,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    examples = {one.path: one for one in labelled(arguments.examples)}
     if arguments.out is not None and not arguments.out.parent.is_dir():
         raise CommandError(f"{arguments.out}: there is no folder {arguments.out.parent}", USAGE)
     if arguments.projection and (arguments.out or arguments.prior or arguments.keep_examples):
         raise CommandError("--out, --prior and --keep-examples are for classifiers", USAGE)
     kind = "projection" if arguments.projection else "classifier"
     taken = Taken()
+    examples = {} if arguments.embeddings else {one.path: one for one in labelled(arguments.examples)}
     with connect(arguments) as client:
-        _, name = taken.ask(
-            list(examples), lambda some: _train(client, [examples[path] for path in some], arguments), fewest=2
-        )
+        if arguments.embeddings:
+            name = _train_on_file(client, arguments)
+        else:
+            _, name = taken.ask(
+                list(examples), lambda some: _train(client, [examples[path] for path in some], arguments), fewest=2
+            )
         report = (client.projections if arguments.projection else client.classifiers).get(name).report
         if arguments.out is not None:
             with file_errors(arguments.out):
@@ -84,7 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def labelled(place: Path) -> list[Labelled]:
-    """The pictures of a folder, labelled by the folders in it, or those of a CSV file, whose paths begin where it lies.
+    """The pictures of a folder, labelled by the folders in it, or those of a table, whose paths begin where it lies.
 
     Raises CommandError.
     """
@@ -93,39 +104,57 @@ def labelled(place: Path) -> list[Labelled]:
         if not found:
             raise CommandError(f"{place} holds no folders of pictures; make one for each label", USAGE)
         return found
-    with file_errors(place), place.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
-        if not {"path", "label"} <= set(rows.fieldnames or ()):
-            raise CommandError(f"{place}: the first line must name the columns: path,label or path,label,group", USAGE)
-        try:
-            found = [Labelled(place.parent / row["path"], row["label"] or "", row.get("group")) for row in rows]
-        except (csv.Error, TypeError, UnicodeDecodeError) as error:
-            raise CommandError(f"{place}: line {rows.line_num} cannot be read: {error}", USAGE) from None
+    with file_errors(place), usage_errors():
+        columns = read_table(place)
+    if not {"path", "label"} <= set(columns):
+        raise CommandError(f"{place}: the first line must name the columns: path,label or path,label,group", USAGE)
+    groups: Sequence[str | None] = columns.get("group") or [None] * len(columns["path"])
+    found = [
+        Labelled(place.parent / path, label, group)
+        for path, label, group in zip(columns["path"], columns["label"], groups, strict=True)
+    ]
     if not found:
         raise CommandError(f"{place} names no pictures; write a line for each below the first", USAGE)
     return found
 
 
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Turns a ValueError into a CommandError."""
+    try:
+        yield
+    except ValueError as error:
+        raise CommandError(str(error), USAGE) from None
+
+
 def _train(client: Client, examples: list[Labelled], arguments: argparse.Namespace) -> str:
     groups = [one.group for one in examples if one.group is not None]
-    labels, paths = [one.label for one in examples], [one.path for one in examples]
-    options = {
-        "ids": [str(path) for path in paths],
-        "parameters": dict(arguments.set) if arguments.set else None,
-        "seed": arguments.seed,
-    }
+    paths = [one.path for one in examples]
+    columns = {"groups": groups} if groups and not arguments.projection else {}
+    labels = [one.label for one in examples]
+    return _learned(client, arguments, labels, images=paths, ids=[str(path) for path in paths], **columns)
+
+
+def _train_on_file(client: Client, arguments: argparse.Namespace) -> str:
+    with file_errors(arguments.embeddings):
+        upload = client.classifiers.upload_embeddings(arguments.embeddings)
+    with file_errors(arguments.examples), usage_errors():
+        return _learned(client, arguments, arguments.examples, uploads=[upload])
+
+
+def _learned(client: Client, arguments: argparse.Namespace, labels: Labels, **given: Any) -> str:
+    """The name of what a job learned."""
+    given |= {"parameters": dict(arguments.set) if arguments.set else None, "seed": arguments.seed}
     if arguments.projection:
-        job = client.projections.train(arguments.name, labels, paths, method=arguments.projection, **options)
+        job = client.projections.train(arguments.name, labels, method=arguments.projection, **given)
     else:
         job = client.classifiers.train(
             arguments.name,
             labels,
-            paths,
-            groups=groups or None,
             method=arguments.method,
             prior=dict(arguments.prior) if arguments.prior else None,
             keep_examples=arguments.keep_examples,
-            **options,
+            **given,
         )
     try:
         return client.jobs.wait(job, progress=True)

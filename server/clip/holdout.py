@@ -93,9 +93,8 @@ def score(answers: Tensor, labels: Tensor, groups: Tensor | None, *, classes: in
     hits = torch.bincount(labels[right], minlength=classes).tolist()
     wrong, times = (labels * classes + answers)[~right].unique(return_counts=True)
     order = times.argsort(descending=True, stable=True)
-    confusions = [
-        (pair // classes, pair % classes, n) for pair, n in zip(*_lists(wrong[order], times[order]), strict=True)
-    ]
+    pairs = zip(wrong[order].tolist(), times[order].tolist(), strict=True)
+    confusions = [(pair // classes, pair % classes, n) for pair, n in pairs]
     numbers = [] if groups is None else groups.unique().tolist()
     by_group = {g: Share(int(right[groups == g].sum()), int((groups == g).sum())) for g in numbers}
     by_class = [Share(hit, count) for hit, count in zip(hits, counts, strict=True)]
@@ -121,7 +120,3 @@ def gain(better: Tensor, worse: Tensor) -> tuple[float, tuple[float, float]]:
     down = reach(one.value - low, other_high - other.value)
     up = reach(high - one.value, other.value - other_low)
     return difference, (difference - down, difference + up)
-
-
-def _lists(*tensors: Tensor) -> list[list[int]]:
-    return [tensor.tolist() for tensor in tensors]

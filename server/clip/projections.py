@@ -129,7 +129,23 @@ class Projections(Named):
             raise JobError("diverged", f"{str(error).capitalize()}.") from None
         report(1.0, phase="done")
         card = {**about, "dimensions": len(projection.matrix), "report": told}
-        self.keep(owner, name, card, write_projection(projection), job=job, progress=report.progress)
+        self.keep(owner, name, card, write_projection(projection, card), job=job, progress=report.progress)
+
+    async def add(self, owner: str, name: str, data: bytes) -> Artifact:
+        """Keep an uploaded projection. Raises BadTensors or QuotaExceeded."""
+
+        def keep() -> Artifact:
+            projection, about = read_projection(data)
+            rows, columns = projection.matrix.shape
+            if about.get("fingerprint") != self._encoder.fingerprint or columns != self._encoder.dimensions:
+                raise BadTensors("The projection was made with another model than the one served.")
+            if rows > columns:
+                raise BadTensors(f"The projection makes {rows} dimensions of {columns}; it may make {columns} at most.")
+            self._quotas.check_named(self._store, owner, self.kind, len(data))
+            card = {**about, "dimensions": rows}
+            return self.keep(owner, name, card, write_projection(projection, card))
+
+        return await self._store.soon(keep)
 
     async def load(self, owner: str, name: str) -> tuple[Artifact, Projection]:
         """What the store knows of it, and itself. Raises NotFound, Conflict for one of another model, and Damaged."""
@@ -139,7 +155,7 @@ class Projections(Named):
             raise Conflict(message, code="other_model", param="model")
         data = await self._store.soon(self._store.read, stored)
         try:
-            return stored, await asyncio.to_thread(read_projection, data)
+            return stored, (await asyncio.to_thread(read_projection, data))[0]
         except BadTensors as error:
             log.error("the stored file of a projection cannot be used: %s", error)
             raise Damaged(self.kind, name) from None

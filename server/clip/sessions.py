@@ -265,5 +265,5 @@ def _answer(stream: RunningStream, features: Tensor, render: Render) -> Mapping[
     return render(_observe_all(stream, features))
 
 
-def _observe_all(stream: RunningStream, features: Tensor) -> list[Prediction]:
-    return [stream.observe(feature) for feature in features]
+def _observe_all(stream: RunningStream, features: Tensor) -> Sequence[Prediction]:
+    return stream.observe_all(features)

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 from clip_space.views import crop, recoloured, shuffled
-from features import Space, recall, table
+from frozen.runs import table
+from frozen.search import recall
+from frozen.spaces import Space
 from PIL import Image
 from torch.nn.functional import normalize
 

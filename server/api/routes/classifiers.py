@@ -9,7 +9,7 @@ from covervlm.server.api.body import BodyRoute
 from covervlm.server.api.errors import RESPONSES
 from covervlm.server.api.image_inputs import load_images
 from covervlm.server.api.learning import learned_from
-from covervlm.server.api.openapi import FILE_ANSWER, FILE_BODY
+from covervlm.server.api.openapi import FILE_ANSWER, FILE_BODY, tensors_file
 from covervlm.server.api.routes.embeddings import check_model
 from covervlm.server.api.routes.jobs import JobStatus, status
 from covervlm.server.api.wire.classifiers import (
@@ -138,8 +138,3 @@ def router(service: "ClipService", loader: ImageLoader) -> APIRouter:
         return Deleted(id=upload)
 
     return routes
-
-
-def tensors_file(data: bytes, name: str) -> Response:
-    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-    return Response(data, media_type="application/octet-stream", headers=headers)

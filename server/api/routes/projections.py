@@ -7,8 +7,10 @@ from fastapi import APIRouter, Request, Response
 from covervlm.server.api.body import BodyRoute
 from covervlm.server.api.errors import RESPONSES
 from covervlm.server.api.learning import learned_from
+from covervlm.server.api.openapi import FILE_ANSWER, FILE_BODY, tensors_file
 from covervlm.server.api.routes.embeddings import check_model
 from covervlm.server.api.routes.jobs import JobStatus, status
+from covervlm.server.api.wire.examples import Name
 from covervlm.server.api.wire.listing import listing
 from covervlm.server.api.wire.methods import OneOf
 from covervlm.server.api.wire.projections import ProjectionCard, ProjectionList, ProjectionRequest
@@ -46,6 +48,18 @@ def router(service: "ClipService", loader: ImageLoader) -> APIRouter:
         """The newest version of a name, or `name@version`."""
         await service.ready()
         return card(await service.projections.get(request.state.caller.owner, name))
+
+    @routes.get("/{name}/file", response_class=Response, responses=FILE_ANSWER)
+    async def download_projection(name: str, request: Request) -> Response:
+        """The projection as a safetensors file: its matrix, and all else but the report in the metadata."""
+        await service.ready()
+        return tensors_file(await service.projections.file(request.state.caller.owner, name), f"{name}.safetensors")
+
+    @routes.put("/{name}/file", status_code=201, openapi_extra=FILE_BODY)
+    async def upload_projection(name: Name, request: Request) -> ProjectionCard:
+        """Keep a projection from a file that this API gave out, as the next version of a name."""
+        await service.ready()
+        return card(await service.projections.add(request.state.caller.owner, name, await request.body()))
 
     @routes.delete("/{name}")
     async def delete_projection(name: str, request: Request) -> Deleted:

@@ -11,8 +11,7 @@ from pydantic_core import to_json
 from covervlm.server.api.body import BodyRoute
 from covervlm.server.api.errors import RESPONSES
 from covervlm.server.api.image_inputs import ImageInput, load_images
-from covervlm.server.api.openapi import FILE_ANSWER, FILE_BODY
-from covervlm.server.api.routes.classifiers import tensors_file
+from covervlm.server.api.openapi import FILE_ANSWER, FILE_BODY, tensors_file
 from covervlm.server.api.routes.embeddings import check_model
 from covervlm.server.api.wire.chat_request import Text, Wire, items
 from covervlm.server.api.wire.classifiers import Classes, Classification, Templates, check_answer_size

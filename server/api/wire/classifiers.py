@@ -121,7 +121,9 @@ class ClassifierRequest(LabelledBody):
 
 def has_labels(body: Any) -> bool:
     """Of a body that is not checked yet."""
-    return isinstance(body, dict) and bool(body.get("examples") or body.get("labels") is not None)
+    return isinstance(body, dict) and bool(
+        body.get("examples") or body.get("labels") is not None or body.get("labels_csv") is not None
+    )
 
 
 class ClassifierCard(TrainedCard):

@@ -3,20 +3,20 @@
 import base64
 import binascii
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, Field, Tag, model_validator
 
 from covervlm.server.api.image_inputs import MOST_IMAGES, ImageInput
 from covervlm.server.api.wire.chat_request import Text, Wire, items
+from covervlm.server.api.wire.label_table import MOST_ROWS as MOST_EXAMPLES
+from covervlm.server.api.wire.label_table import read_labels
 from covervlm.server.api.wire.methods import MethodBody
 from covervlm.server.clip.labels import Labels
 from covervlm.server.core.errors import InvalidRequest
 from covervlm.server.core.wire import one_of
 
-MOST_EXAMPLES = 50_000
-"""Labels, groups and ids of so many, all three, are more values than a body may hold (see `core.parsing`)."""
 _LONGEST_NAME = 1000
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -63,7 +63,8 @@ class Example(Wire):
 class LabelledBody(MethodBody):
     """A name, and labelled `examples`, or embeddings with `labels` and `ids` in their order, or no labels.
 
-    Embeddings are those of `uploads`, then those of `embeddings`. label_map: from labels to what they belong to.
+    Embeddings are those of `uploads`, then those of `embeddings`. labels_csv: the text of a CSV file with the columns
+    label and, if any, group and id, in place of these lists. label_map: from labels to what they belong to.
     """
 
     model: Text | None = None
@@ -74,8 +75,22 @@ class LabelledBody(MethodBody):
     uploads: Annotated[list[Text], items(1000, 0)] = Field(default_factory=list)
     labels: Column | None = None
     ids: Column | None = None
+    labels_csv: Text | None = None
     label_map: dict[Text, Text] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_table(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(text := data.get("labels_csv"), str):
+            return data
+        columns = read_labels(text)
+        for field in columns:
+            if data.get(field) is not None:
+                raise ValueError(f"'labels_csv' has the {field}; leave '{field}' out")
+        if "groups" in columns and "groups" not in cls.model_fields:
+            raise ValueError("the column 'group' of 'labels_csv' is for classifiers; leave it out")
+        return {**{name: value for name, value in data.items() if name != "labels_csv"}, **columns}
 
     @property
     def labelled(self) -> bool:

@@ -67,7 +67,16 @@ class OnlineKMeans:
 
     def assign(self, batch: Tensor) -> Tensor:
         """(B,) int64: each image's group by the centres and duals of before; then both move. batch: (B, d)."""
-        labels = torch.addmm(self.duals, batch, self._still.T).argmax(dim=1)
+        labels = self.scores(batch).argmax(dim=1)
+        self.follow(batch, labels)
+        return labels
+
+    def scores(self, batch: Tensor) -> Tensor:
+        """(B, K): an image belongs to the group of its highest."""
+        return torch.addmm(self.duals, batch, self._still.T)
+
+    def follow(self, batch: Tensor, labels: Tensor) -> None:
+        """Centres and duals move by images (B, d) of these groups (B,)."""
         touched, place, new = labels.unique(return_inverse=True, return_counts=True)
         self.duals.index_add_(0, touched, new.to(batch.dtype), alpha=-self.dual_step / len(batch))
         self.duals.add_(self.dual_step * self._ratio / len(self.duals))
@@ -77,7 +86,6 @@ class OnlineKMeans:
         means = (self._moving[touched] * seen).index_add_(0, place, batch).div_(seen + new[:, None])
         self._moving[touched] = normalize(means, dim=1) if self._moving is self._still else means
         self.counts.index_add_(0, touched, new.to(batch.dtype))
-        return labels
 
     def restore(self, centers: Tensor, duals: Tensor, counts: Tensor) -> None:
         """Go on, online, from centres (d, K), duals (K,) and counts (K,)."""
@@ -142,24 +150,40 @@ class GroupStream:
 
     def observe(self, feature: Tensor) -> GroupAnswer:
         """One image's group, from which the groups then learn. ValueError, and no update, for no feature (d,)."""
-        if feature.shape != self._groups.centers.shape[:1]:
-            raise ValueError(f"expected {self._groups.centers.shape[0]} dimensions, got {tuple(feature.shape)}")
-        scores = (feature @ self._groups.centers + self._groups.duals) / self._temperature
-        label = int(self.observe_batch(feature[None])[0])
-        return GroupAnswer(self._observed - 1, label, torch.softmax(scores, dim=0))
+        return self.observe_all(feature[None])[0]
+
+    def observe_all(self, features: Tensor) -> list[GroupAnswer]:
+        """The groups of images (n, d) that came together, by 64: these get theirs before the groups learn from them."""
+        self._check(features)
+        answers = []
+        for batch in features.split(_BATCH):
+            first = self._observed
+            labels, scores = self._learn(batch)
+            rows = zip(labels.tolist(), (scores / self._temperature).softmax(dim=1), strict=True)
+            answers += [GroupAnswer(first + i, label, combined) for i, (label, combined) in enumerate(rows)]
+        return answers
 
     def observe_batch(self, features: Tensor) -> Tensor:
         """(B,) int64 groups of images (B, d) that came together; the groups learn from them once all have theirs."""
+        self._check(features)
+        return self._learn(features)[0]
+
+    def _check(self, features: Tensor) -> None:
         d = self._groups.centers.shape[0]
         if features.ndim != 2 or features.shape[1] != d:
             raise ValueError(f"expected {d} dimensions, got {tuple(features.shape)}")
         if not math.isfinite(float(features.sum())):
             raise ValueError("the images' features hold values that are not finite")
-        self._groups.dual_step = self._dual_step * len(features) / _BATCH
-        labels = self._groups.assign(features)
+
+    def _learn(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) groups and (B, K) scores by what was known before; then the groups learn."""
+        scores = self._groups.scores(batch)
+        labels = scores.argmax(dim=1)
+        self._groups.dual_step = self._dual_step * len(batch) / _BATCH
+        self._groups.follow(batch, labels)
         self._groups.counts.clamp_max_(self._horizon)
-        self._observed += len(features)
-        return labels
+        self._observed += len(batch)
+        return labels, scores
 
     def moved(self) -> Moved:
         return Moved.of(self._groups.centers, self._start, self._groups.counts)

@@ -1,7 +1,7 @@
 """What a CLIP method is: its parameters as a frozen dataclass, and one of four contracts. Torch in, torch out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, get_type_hints
@@ -219,6 +219,9 @@ class RunningStream(Protocol):
     def observe(self, feature: Tensor) -> Prediction:
         """Answer one unit-length image (d,), then learn from it. ValueError, and no update, where it does not fit."""
 
+    def observe_all(self, features: Tensor) -> Sequence[Prediction]:
+        """The same for images (n, d) that came together, in their order."""
+
     def moved(self) -> Moved:
         """How far what is learned has moved from the text, and how large the groups are."""
 
@@ -258,7 +261,6 @@ class Pictures:
 
     hidden: (n, d_v) vision features before `projection` (d, d_v). prompt: encodes a word in its sentence. concept:
     (d_w,) embedding of the aspect's name. references: (m, d_w), m >= 2, embeddings of the aspect's possible values.
-    copies: (n, v, d_v), v >= 1, features like `hidden` of copies of each picture that were all changed in one way.
     """
 
     hidden: Tensor
@@ -266,7 +268,6 @@ class Pictures:
     prompt: WordEncoder
     concept: Tensor
     references: Tensor
-    copies: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_rows(self.hidden)
@@ -276,12 +277,6 @@ class Pictures:
             raise ValueError("at least two reference words are needed")
         if self.concept.shape != self.references.shape[1:]:
             raise ValueError("concept and reference words have different dimensions")
-        if self.copies is not None:
-            n, d = self.hidden.shape
-            if self.copies.ndim != 3 or self.copies.shape[::2] != (n, d) or not self.copies.shape[1]:
-                raise ValueError(f"copies must be ({n}, copies of each picture, {d})")
-            if not bool(self.copies.isfinite().all()):
-                raise ValueError("copies must be finite numbers")
 
     @cached_property
     def images(self) -> Tensor:

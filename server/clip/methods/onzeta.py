@@ -44,7 +44,10 @@ class OnlineState:
 
 @dataclass(frozen=True)
 class OnZeta(Stream):
-    """Labels each image at once and learns from it; the prior over classes is kept balanced (arXiv 2408.13320)."""
+    """Labels each image at once and learns from it; the prior over classes is kept balanced (arXiv 2408.13320).
+
+    Every class is expected to get `alpha` of an equal share of the images: 1 is the paper's balance, 0 none.
+    """
 
     state: ClassVar[type] = OnlineState
 
@@ -53,6 +56,7 @@ class OnZeta(Stream):
     beta: Annotated[float, Ge(0), Le(1)] = 0.8
     learning_rate: Annotated[float, Gt(0), Le(1000)] = 0.5
     learning_rate_rho: Annotated[float, Ge(0), Le(10_000)] = 20.0
+    alpha: Annotated[float, Ge(0), Le(1)] = 1.0
 
     def open(self, text: Tensor, horizon: int) -> "OnlineZeroShot":
         return OnlineZeroShot(text, horizon, **asdict(self))
@@ -77,6 +81,7 @@ class OnlineZeroShot:
         beta: float = 0.8,
         learning_rate: float = 0.5,
         learning_rate_rho: float = 20.0,
+        alpha: float = 1.0,
     ) -> None:
         check_text(text_proxies)
         if horizon < 1:
@@ -87,6 +92,7 @@ class OnlineZeroShot:
         self.beta = beta
         self.learning_rate = learning_rate
         self.learning_rate_rho = learning_rate_rho
+        self.alpha = alpha
         self._text = text_proxies.contiguous()
         self._vision = self._text.clone()
         self._rho = text_proxies.new_zeros(text_proxies.shape[1])
@@ -113,7 +119,7 @@ class OnlineZeroShot:
 
         # The same as softmax(scores / tau) * exp(rho), made to sum to 1, which would overflow.
         text = torch.softmax(text_scores / self.tau_text + self._rho, dim=0)
-        self._rho.sub_((text - 1 / len(text)).mul_(self.learning_rate_rho / root)).clamp_min_(0)
+        self._rho.sub_((text - self.alpha / len(text)).mul_(self.learning_rate_rho / root)).clamp_min_(0)
 
         vision = torch.softmax((feature @ self._vision).div_(self.tau_vision), dim=0)
         share = self.beta * min(1.0, math.sqrt(seen / self.horizon))
@@ -125,6 +131,10 @@ class OnlineZeroShot:
         self._vision.div_(column_lengths(self._vision).clamp_min_(1e-12))
         self._observed = seen
         return OnlinePrediction(index=seen - 1, text=text, vision=vision, combined=combined)
+
+    def observe_all(self, features: Tensor) -> list[OnlinePrediction]:
+        """Images (n, d), one after another."""
+        return [self.observe(feature) for feature in features]
 
     def moved(self) -> Moved:
         return Moved.of(self._vision, self._text)

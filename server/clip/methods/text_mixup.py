@@ -93,7 +93,8 @@ class Partners:
         drawn = torch.searchsorted(edges, chance.to(edges.device) * edges[:, -1:], right=True)
         classes = self._classes[own].gather(1, drawn.clamp_max_(edges.shape[1] - 1)).squeeze(1)
         alone = edges[:, -1] <= 0
-        found = [row if single else self._next(c) for row, c, single in zip(*_lists(rows, classes, alone), strict=True)]
+        drawn_from = zip(rows.tolist(), classes.tolist(), alone.tolist(), strict=True)
+        found = [row if single else self._next(label) for row, label, single in drawn_from]
         return torch.tensor(found, device=rows.device)
 
     def _next(self, label: int) -> int:
@@ -101,7 +102,3 @@ class Partners:
             members = self._members[label].cpu()
             self._left[label] = members[torch.randperm(len(members), generator=self._generator)].tolist()
         return self._left[label].pop()
-
-
-def _lists(*tensors: Tensor) -> list[list]:
-    return [tensor.tolist() for tensor in tensors]

@@ -2,12 +2,14 @@
 
 import base64
 import io
+import json
 
 import httpx
 import numpy as np
 import openai
 import pytest
 import torch
+from safetensors.torch import load, save
 from torch.nn.functional import normalize
 
 from covervlm.server.clip.encoder.encoder import ClipEncoder
@@ -211,6 +213,57 @@ def test_a_restart_keeps_it(features, tmp_path):
     with clip_client(tmp_path) as second:
         assert torch.equal(embed(second, "demo-clip/kept"), before)
         assert "demo-clip/kept@1" in [card["id"] for card in second.get("/v1/models").json()["data"]]
+
+
+def test_a_downloaded_file_is_taken_back_as_the_next_version(client, features):
+    trained = train(client, "lent", uploads=[upload(client, features)["id"]], labels=SHAPES)
+    answer = client.get("/v1/projections/lent/file")
+    assert answer.headers["content-disposition"] == 'attachment; filename="lent.safetensors"'
+    matrix = load(answer.content)["matrix"]
+    torch.testing.assert_close(
+        embed(client, "demo-clip/lent", input=data_url(SCENES[0].image)),
+        normalize(features[:1] @ matrix.T, dim=1),
+        atol=1e-4,
+        rtol=0,
+    )
+    card = client.put("/v1/projections/lent/file", content=answer.content)
+    assert card.status_code == 201
+    assert card.json()["model"] == "demo-clip/lent@2"
+    report = trained["about"].pop("report")
+    assert report["held_out"] == N
+    assert card.json()["about"] == trained["about"]
+    assert torch.equal(embed(client, "demo-clip/lent@2"), embed(client, "demo-clip/lent@1"))
+    assert client.get("/v1/projections/lent@2/file").content == answer.content
+    error(client.get("/v1/projections/lent/file", headers=OTHER), 404)
+
+
+def changed(data: bytes, matrix=None, **card) -> bytes:
+    """The file with another matrix, or another card."""
+    with io.BytesIO(data) as file:
+        header = json.loads(file.read(8 + int.from_bytes(data[:8], "little"))[8:])
+    about = json.loads(header["__metadata__"]["covervlm"]) | card
+    tensors = load(data) if matrix is None else {"matrix": torch.as_tensor(matrix)}
+    return save(tensors, metadata={"covervlm": json.dumps(about)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"matrix": np.eye(63, dtype=np.float32)}, "another model"),
+        ({"fingerprint": "another"}, "another model"),
+        ({"matrix": np.ones((65, 64), np.float32)}, "may make 64 at most"),
+        ({"matrix": np.full((3, 64), np.nan, np.float32)}, "not a projection"),
+        ({"matrix": np.full((3, 64), 1e38, np.float32)}, "not a projection"),
+        ({"matrix": np.zeros((3, 64), np.float32)}, "not a projection"),
+        ({"matrix": np.ones(64, np.float32)}, "not a projection"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(client, features, change, message):
+    train(client, "whole", uploads=[upload(client, features)["id"]], labels=SHAPES)
+    file = client.get("/v1/projections/whole/file").content
+    detail = error(client.put("/v1/projections/whole/file", content=changed(file, **change)), 400)
+    assert (detail["code"], message in detail["message"]) == ("invalid_tensors", True)
+    assert "neither a .npy nor" in error(client.put("/v1/projections/whole/file", content=b"x" * 99), 400)["message"]
 
 
 def one(label, **fields) -> dict:

@@ -253,7 +253,7 @@ def test_group_sizes_and_drift_are_told_as_groups_hold_them(client):
     before = client.get(f"{SESSIONS}/{session}").json()["groups"]
     assert [(one["label"], one["size"], one["drift"]) for one in before] == [(name, 0, 0) for name in SHAPES]
     stream = CoKe().open(text, 50)
-    labels = [stream.observe(row).label for row in rows]
+    labels = [answer.label for answer in stream.observe_all(rows)]
     observe(client, session, urls(12))
     after = client.get(f"{SESSIONS}/{session}").json()["groups"]
     assert [one["size"] for one in after] == [labels.count(number) for number in range(len(SHAPES))]

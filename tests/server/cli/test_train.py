@@ -1,7 +1,11 @@
 """`covervlm train`: labels from folders or a CSV, a report, and a classifier that `classify` uses."""
 
+import csv
 import json
 
+import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from covervlm.clients import Client
@@ -41,6 +45,39 @@ def test_a_csv_may_have_groups_and_its_paths_begin_where_it_lies(served, photos,
     told = report("train", "--url", served, "grouped", photos / "labels.csv", *FEW)["report"]
     assert {one["name"] for one in told["groups"]} == {scene.objects[0].color for scene in SCENES}
     assert {one.path for one in labelled(photos / "labels.csv")} == {one.path for one in labelled(photos)}
+
+
+def test_a_table_may_be_parquet(served, photos, report, tmp_path):
+    columns = {"path": [], "label": [], "group": []}
+    for row in csv.DictReader((photos / "labels.csv").open(encoding="utf-8-sig")):
+        columns["path"].append(str(photos / row["path"]))
+        columns["label"].append(row["label"])
+        columns["group"].append(row["group"])
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "labels.parquet")
+    told = report("train", "--url", served, "parquet", tmp_path / "labels.parquet", *FEW)["report"]
+    assert (
+        told["groups"] == report("train", "--url", served, "parquet", photos / "labels.csv", *FEW)["report"]["groups"]
+    )
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_embeddings_are_learned_from_with_the_labels_of_a_table(served, photos, report, tmp_path, suffix):
+    paths = sorted(photos.glob("*/*.png"))
+    with Client(served) as client:
+        np.save(tmp_path / "photos.npy", np.asarray(client.embed_images(paths)))
+    columns = {"label": [path.parent.name for path in paths], "id": [str(path) for path in paths]}
+    table = tmp_path / f"labels{suffix}"
+    if suffix == ".csv":
+        with table.open("w", newline="") as file:
+            csv.writer(file).writerows([list(columns), *zip(*columns.values(), strict=True)])
+    else:
+        pyarrow.parquet.write_table(pyarrow.table(columns), table)
+    given = ("--embeddings", tmp_path / "photos.npy")
+    told = report("train", "--url", served, "embedded", table, *given, *FEW)["report"]
+    whole = report("train", "--url", served, "embedded", photos, *FEW)["report"]
+    assert (told["held_out"], told["classes"]) == (whole["held_out"], whole["classes"])
+    few = ("--projection", "soft_triple", "--set", "epochs=2")
+    assert report("train", "--url", served, "space", table, *given, *few)["report"]["held_out"] == 0
 
 
 def test_a_trained_file_labels_without_a_server(scripted, photos, run, report, tmp_path):

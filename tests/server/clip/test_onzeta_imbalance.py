@@ -40,3 +40,6 @@ def test_a_stream_of_one_class_loses_a_third_of_its_labels_unless_the_prior_move
     assert 15 <= right() <= 17
     assert right(learning_rate_rho=5.0) >= 22
     assert right(learning_rate_rho=0.0) >= 22
+    assert right(alpha=0.25) >= 22
+    assert right(alpha=0.1) >= 22
+    assert right(alpha=0.0) == right(learning_rate_rho=0.0)

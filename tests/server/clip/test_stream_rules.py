@@ -57,3 +57,21 @@ def test_what_does_not_fit_a_stream_changes_nothing(name):
         quick("stream", name).open(given.text, 0)
     with pytest.raises(ValueError, match="two classes"):
         quick("stream", name).open(given.text[:, :1], 20)
+
+
+@every_stream
+@pytest.mark.parametrize("n", [1, 64, 150])
+def test_images_that_come_together_get_answers_in_their_order_and_count(name, n):
+    method = quick("stream", name)
+    given = examples(n)
+    stream = method.open(given.text, 200)
+    stream.observe(given.features[0])
+    answers = stream.observe_all(given.features)
+    assert [answer.index for answer in answers] == list(range(1, n + 1))
+    assert stream.observed == n + 1
+    for answer in answers:
+        torch.testing.assert_close(answer.combined.sum(), torch.tensor(1.0))
+        assert answer.label == int(answer.combined.argmax())
+    with pytest.raises(ValueError, match=r"dimensions|finite"):
+        stream.observe_all(given.features * float("nan"))
+    assert stream.observed == n + 1

@@ -181,3 +181,12 @@ def test_a_clustering_holds_the_smallest_group_up():
 def test_the_dual_step_is_the_papers_for_thousands_of_groups_and_small_for_few():
     assert whole_step(0.05, 3000) == 20
     assert whole_step(0.05, 10) == pytest.approx(0.5)
+
+
+def test_images_of_one_call_are_batches_of_64():
+    x = normalize(torch.randn(150, 6, generator=torch.Generator().manual_seed(0)), dim=1)
+    together, apart = (CoKe().open(x[:4].T.contiguous(), 150) for _ in range(2))
+    labels = [answer.label for answer in together.observe_all(x)]
+    assert labels == torch.cat([apart.observe_batch(rows) for rows in x.split(64)]).tolist()
+    for name in ("centers", "duals", "counts"):
+        assert torch.equal(getattr(together.snapshot(), name), getattr(apart.snapshot(), name))
