@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from covervlm.clients import Classification, Client, Embeddings
 from covervlm.clients.jobs import progress_bar
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
             if left and arguments.points is not None:
                 vectors.append(client.embed_images(left))
     if found and arguments.points is not None:
-        columns = {
+        columns: dict[str, list[Any]] = {
             "label": [one.label for _, one in found],
             "confidence": [one.confidence for _, one in found],
             "margin": [one.margin for _, one in found],

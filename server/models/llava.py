@@ -151,7 +151,7 @@ class LlavaAdapter(Adapter):
         return cls_attention(query, key, attention.num_heads) / attention.num_heads
 
 
-def _without_unread_layers(tower: torch.nn.Module, layers: int) -> torch.nn.Module:
+def _without_unread_layers(tower: Any, layers: int) -> Any:
     """The tower's first `layers` layers as a tower of their own; its weights are the same."""
     encoder, read = copy(tower.encoder), copy(tower)
     encoder._modules = {**encoder._modules, "layers": encoder.layers[:layers]}

@@ -68,8 +68,8 @@ def _kept(logits: Tensor, truncation: Truncation, candidates: int) -> tuple[Tens
     weights *= kept
     # What top_p is a share of: all that is left, and where that reaches beyond these tokens, the others too.
     total = weights.sum(1)
-    beyond = kept[:, -1].nonzero()[:, 0] if candidates < size else []
-    if len(beyond):
+    beyond = kept[:, -1].nonzero()[:, 0]
+    if candidates < size and len(beyond):
         every = _weights(logits[beyond], truncation.temperature[beyond])
         every *= every >= truncation.min_p[beyond, None]
         total[beyond] = every.sum(1, dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,7 +91,8 @@ class Sampler:
         """Logits (V,) after bans, biases and penalties. Raises EngineError where no token is left."""
         if not self._processors:
             return logits
-        scores = self._processors(torch.tensor([self._ids], dtype=torch.long, device=logits.device), logits[None])[0]
+        ids: Any = torch.tensor([self._ids], dtype=torch.long, device=logits.device)
+        scores = self._processors(ids, logits[None])[0]
         if scores.max() == -torch.inf:
             raise EngineError(
                 "No token is left to continue the answer with; change bad_words, logit_bias, min_tokens or the grammar."
