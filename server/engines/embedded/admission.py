@@ -2,10 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from itertools import repeat
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from llguidance import LLMatcher
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from covervlm.server.core.errors import InvalidRequest
 from covervlm.server.core.generation import GenerationChunk, GenerationRequest, ImagePart, PromptReport, VideoPart
 from covervlm.server.engines.detokenizer import PromptScores
 from covervlm.server.engines.embedded.grammar import Grammars
-from covervlm.server.engines.embedded.prefix_cache import Prefix
+from covervlm.server.engines.embedded.prefix_cache import Prefix, Read, places_of
 from covervlm.server.engines.embedded.sampling import bad_words
 from covervlm.server.models.base import Adapter, ImageTokens
 from covervlm.server.models.pictures import Cost
@@ -50,7 +50,7 @@ class Job:
     embeddings: Tensor
     positions: Tensor
     report: PromptReport
-    read: Sequence[Hashable]
+    read: Read
     token_limit: int
 
     def __init__(self, request: GenerationRequest, emit: Emit, *, generates: bool) -> None:
@@ -197,11 +197,12 @@ def _places(
     keys: Sequence[str],
     images: Sequence[ImageTokens],
     kept: Sequence[Tensor | None],
-) -> list[Hashable]:
-    """What stands at each place of a prompt: a token's id, or an image's key and a place in its unpruned sequence."""
-    read: list[Hashable] = []
+) -> Read:
+    """What stands at each place of a prompt with these ids, in which images stand at `slots`."""
+    read: list[int] = []
     start = 0
     for slot, key, image, places in zip(slots, keys, images, kept, strict=True):
-        read += [*ids[start:slot], *zip(repeat(key), range(image.layout.total) if places is None else places.tolist())]
+        read += ids[start:slot]
+        read += places_of(key, range(image.layout.total) if places is None else places.tolist())
         start = slot + 1
-    return [*read, *ids[start:]]
+    return np.array([*read, *ids[start:]], np.int64)

@@ -1,16 +1,21 @@
 """Keys and values of prompts that were read before, so that a later turn of a chat reads its own words alone."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
-from operator import eq
 
+import numpy as np
 from cachetools import LRUCache
+from numpy.typing import NDArray
 from torch import Tensor
 
 _MOST = 256
 """Prompts that are kept, however short they are: each is compared with every new one of its owner."""
 
+Read = NDArray[np.int64]
+"""What stands at each place of a prompt (T,): a token's id, or below 0 a number of an image and a place in it.
+
+What is equal in all places up to one is equal in its keys and values there.
+"""
 Layers = Sequence[tuple[Tensor, Tensor]]
 """Keys and values (1, H, T, D) of every layer."""
 
@@ -26,7 +31,7 @@ class Prefix:
 @dataclass(frozen=True, eq=False)
 class _Entry:
     owner: str
-    tokens: Sequence[Hashable]
+    tokens: Read
     layers: Layers
 
     @property
@@ -37,10 +42,8 @@ class _Entry:
 class PrefixCache:
     """Least recently used prompts go first; 0 bytes turns it off.
 
-    Owners find their own prompts alone, since how soon an answer begins would tell them of others'.
-
-    tokens: what stands at each place of a prompt: a token's id, or an image's key and a place in it. Whatever is equal
-    in all places up to one is equal in its keys and values there. Used by the engine's thread alone.
+    Owners find their own prompts alone, since how soon an answer begins would tell them of others'. Used by the
+    engine's thread alone.
     """
 
     def __init__(self, capacity_bytes: int) -> None:
@@ -55,7 +58,7 @@ class PrefixCache:
     def bytes(self) -> int:
         return int(self._entries.currsize)
 
-    def find(self, owner: str, tokens: Sequence[Hashable]) -> Prefix | None:
+    def find(self, owner: str, tokens: Read) -> Prefix | None:
         """The longest known beginning of a prompt, without its last token, which is always read.
 
         None where it is less than a quarter: to read the whole together with other prompts is then as quick.
@@ -66,11 +69,11 @@ class PrefixCache:
             return None
         return Prefix(shared[best], self._entries[best].layers)
 
-    def knows(self, owner: str, tokens: Sequence[Hashable]) -> bool:
+    def knows(self, owner: str, tokens: Read) -> bool:
         """Whether an entry begins with all of these tokens."""
         return any(_shared(entry.tokens, tokens) == len(tokens) for _, entry in self._of(owner))
 
-    def put(self, owner: str, tokens: Sequence[Hashable], layers: Layers) -> None:
+    def put(self, owner: str, tokens: Read, layers: Layers) -> None:
         """Remember a prompt in place of those that it continues. layers: len(tokens) columns, nobody else's."""
         entry = _Entry(owner, tokens, layers)
         for name, other in self._of(owner):
@@ -84,6 +87,13 @@ class PrefixCache:
         return [(name, entry) for name, entry in self._entries.items() if entry.owner == owner]
 
 
-def _shared(one: Sequence[Hashable], other: Sequence[Hashable]) -> int:
-    """At how many places two sequences are equal from their beginning on."""
-    return sum(takewhile(bool, map(eq, one, other)))
+def _shared(one: Read, other: Read) -> int:
+    """At how many places two prompts are equal from their beginning on."""
+    length = min(len(one), len(other))
+    differ = one[:length] != other[:length]
+    return int(differ.argmax()) if differ.any() else length
+
+
+def places_of(key: str, places: Iterable[int]) -> list[int]:
+    """What stands for the vision tokens at places in an image's unpruned sequence, by the image's key."""
+    return [~(hash((key, place)) & 2**62 - 1) for place in places]

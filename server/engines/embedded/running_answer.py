@@ -1,14 +1,15 @@
 """One answer while it is decoded: its tokens become text, chunks, and in the end a reason to finish."""
 
 import math
-from collections.abc import Hashable, Sequence
 
+import numpy as np
 from torch import Tensor
 
 from covervlm.server.core.generation import FinishReason, GenerationChunk
 from covervlm.server.engines.detokenizer import Detokenizer
 from covervlm.server.engines.embedded.admission import Job
 from covervlm.server.engines.embedded.grammar import Constraint
+from covervlm.server.engines.embedded.prefix_cache import Read
 from covervlm.server.engines.embedded.sampling import Sampler, token_logprob
 from covervlm.server.models.base import Adapter
 
@@ -48,9 +49,9 @@ class RunningAnswer:
         return self.tokens[-1]
 
     @property
-    def read(self) -> Sequence[Hashable]:
+    def read(self) -> Read:
         """What the model has read (`Job.read`): the prompt, and the answer but for its last token."""
-        return [*self.job.read, *self.tokens[:-1]]
+        return np.concatenate([self.job.read, np.array(self.tokens[:-1], np.int64)])
 
     @property
     def live(self) -> bool:

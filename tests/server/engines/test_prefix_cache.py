@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from covervlm.server.core.caller import Caller
 from covervlm.server.core.generation import GenerationRequest, Message, PruningPolicy, SamplingParams
 from covervlm.server.demo import model_path
 from covervlm.server.engines.embedded.engine import TransformersEngine, TransformersEngineConfig
-from covervlm.server.engines.embedded.prefix_cache import PrefixCache
+from covervlm.server.engines.embedded.prefix_cache import PrefixCache, places_of
 from tests.server.conftest import image_part
 from tests.server.models.tiny_internvl import save_tiny_internvl
 from tests.server.models.tiny_llava import save_tiny_llava_next
@@ -26,75 +27,88 @@ CHECKPOINTS = {
 MIB = 2**20
 
 
+def prompt(*tokens):
+    return np.array(tokens)
+
+
 def layers(tokens, count=2):
     """Keys and values that tell their place: 8 bytes a token and side."""
     side = torch.arange(len(tokens), dtype=torch.float32)[None, None, :, None].expand(1, 1, -1, 2)
     return [(side, -side)] * count
 
 
+def remember(cache, owner, *tokens):
+    cache.put(owner, prompt(*tokens), layers(tokens))
+
+
 def test_the_longest_beginning_is_found_and_never_the_whole_prompt():
     cache = PrefixCache(MIB)
-    cache.put("me", [1, 2, 3, 9], layers([1, 2, 3, 9]))
-    cache.put("me", [1, 2, 3, 4, 5, 6], layers([1, 2, 3, 4, 5, 6]))
-    assert cache.find("me", [1, 2, 3, 4, 5, 7, 8]).length == 5
-    assert cache.find("me", [1, 2, 3, 4, 5, 6]).length == 5
-    assert cache.find("me", [1, 2, 3, 9]).length == 3
+    remember(cache, "me", 1, 2, 3, 9)
+    remember(cache, "me", 1, 2, 3, 4, 5, 6)
+    assert cache.find("me", prompt(1, 2, 3, 4, 5, 7, 8)).length == 5
+    assert cache.find("me", prompt(1, 2, 3, 4, 5, 6)).length == 5
+    assert cache.find("me", prompt(1, 2, 3, 9)).length == 3
 
 
 def test_less_than_a_quarter_of_a_prompt_is_not_worth_it():
     cache = PrefixCache(MIB)
-    cache.put("me", [1, 2, 3], layers([1, 2, 3]))
-    assert cache.find("me", [*range(1, 4), *range(20, 29)]).length == 3
-    assert cache.find("me", [*range(1, 4), *range(20, 30)]) is None
-    assert cache.find("me", [2, 3]) is None
+    remember(cache, "me", 1, 2, 3)
+    assert cache.find("me", prompt(*range(1, 4), *range(20, 29))).length == 3
+    assert cache.find("me", prompt(*range(1, 4), *range(20, 30))) is None
+    assert cache.find("me", prompt(2, 3)) is None
 
 
 def test_a_place_of_another_image_is_another_token():
     cache = PrefixCache(MIB)
-    prompt = [1, ("a", 0), ("a", 7), 2]
-    cache.put("me", prompt, layers(prompt))
-    assert cache.find("me", [*prompt, 3]).length == 4
-    assert cache.find("me", [1, ("a", 0), ("a", 8), 2]).length == 2
-    assert cache.find("me", [1, ("b", 0), ("b", 7), 2, 3]) is None
+    remember(cache, "me", 1, *places_of("a", [0, 7]), 2)
+    assert cache.find("me", prompt(1, *places_of("a", [0, 7]), 2, 3)).length == 4
+    assert cache.find("me", prompt(1, *places_of("a", [0, 8]), 2)).length == 2
+    assert cache.find("me", prompt(1, *places_of("b", [0, 7]), 2, 3)) is None
+
+
+def test_no_place_of_an_image_is_taken_for_a_token_or_for_another():
+    seen = [number for key in ("a", "b") for number in places_of(key, range(3000))]
+    assert len(set(seen)) == 6000
+    assert max(seen) < 0
 
 
 def test_owners_find_only_what_is_theirs():
     cache = PrefixCache(MIB)
-    cache.put("me", [1, 2, 3], layers([1, 2, 3]))
-    assert cache.find("you", [1, 2, 3]) is None
-    assert not cache.knows("you", [1, 2])
-    assert cache.knows("me", [1, 2])
-    assert not cache.knows("me", [1, 2, 3, 4])
+    remember(cache, "me", 1, 2, 3)
+    assert cache.find("you", prompt(1, 2, 3)) is None
+    assert not cache.knows("you", prompt(1, 2))
+    assert cache.knows("me", prompt(1, 2))
+    assert not cache.knows("me", prompt(1, 2, 3, 4))
 
 
 def test_a_longer_prompt_takes_the_place_of_those_that_it_continues():
     cache = PrefixCache(MIB)
-    cache.put("me", [1, 2], layers([1, 2]))
+    remember(cache, "me", 1, 2)
     before = cache.bytes
-    cache.put("me", [1, 2, 3], layers([1, 2, 3]))
+    remember(cache, "me", 1, 2, 3)
     assert cache.bytes == before
-    assert cache.find("me", [1, 2, 9]).length == 2
+    assert cache.find("me", prompt(1, 2, 9)).length == 2
 
 
 def test_memory_is_bounded_in_bytes_and_in_number():
-    prompts = [[number, *range(100)] for number in range(300)]
+    prompts = [prompt(number, *range(100)) for number in range(300)]
     size = sum(side.numel() * 4 for layer in layers(prompts[0]) for side in layer)
     cache = PrefixCache(10 * size)
-    for prompt in prompts:
-        cache.put("me", prompt, layers(prompt))
+    for one in prompts:
+        cache.put("me", one, layers(one))
         assert cache.bytes <= 10 * size
-    assert [cache.knows("me", prompt) for prompt in prompts] == [False] * 290 + [True] * 10
+    assert [cache.knows("me", one) for one in prompts] == [False] * 290 + [True] * 10
     roomy = PrefixCache(1000 * size)
-    for prompt in prompts:
-        roomy.put("me", prompt, layers(prompt))
-    assert sum(roomy.knows("me", prompt) for prompt in prompts) <= 256
+    for one in prompts:
+        roomy.put("me", one, layers(one))
+    assert sum(roomy.knows("me", one) for one in prompts) <= 256
 
 
 @pytest.mark.parametrize("capacity", [0, 100])
 def test_what_is_larger_than_the_cache_is_not_kept(capacity):
     cache = PrefixCache(capacity)
-    cache.put("me", [*range(50)], layers([*range(50)]))
-    assert cache.find("me", [*range(50)]) is None
+    remember(cache, "me", *range(50))
+    assert cache.find("me", prompt(*range(50))) is None
 
 
 # The engine
