@@ -61,7 +61,9 @@ class CallReader:
             yield from self._read()
 
     def end(self) -> Iterator[TextDelta | CallBegins | ArgumentsDelta]:
-        """Text that was held back for a call that never came."""
+        """Text that was held back for a call that never came; behind a call it is the next one, cut short, and dropped."""
+        if self.calls and self._read in (self._beginning, self._arguments_first):
+            return
         if self._read in (self._beginning, self._text, self._arguments_first):
             yield from self._say(len(self._held))
 

@@ -19,7 +19,9 @@ FIRST_SCENE = FIRST_SEED["tests"]
 
 @pytest.fixture(scope="session")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with live_server(create_app(Settings(threads=1, data_dir=tmp_path_factory.mktemp("data")))) as url:
+    # It reads all of every prompt, so that equal ones are equal bit by bit.
+    settings = Settings(threads=1, data_dir=tmp_path_factory.mktemp("data"), prefix_cache_bytes=0)
+    with live_server(create_app(settings)) as url:
         yield url
 
 

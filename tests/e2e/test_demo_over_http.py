@@ -11,7 +11,10 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from covervlm.server import create_app
 from covervlm.server.demo import example_scenes, model_path
+from covervlm.server.settings import Settings
+from tests.server.api.live import live_server
 
 QUESTIONS = [
     "How many objects are there?",
@@ -102,6 +105,22 @@ def test_streaming_equals_not_streaming(client, chat, scene, fields):
     assert chunks[-1].usage == whole.usage
     strip = [{**image, "milliseconds": None} for image in chunks[0].vision_pruning["images"]]
     assert strip == outcome(whole)[2]
+
+
+def test_a_later_turn_says_what_it_did_not_read_and_answers_as_if_it_had(client, chat, scene):
+    first = chat(QUESTIONS[0], scene(0))
+    with (
+        live_server(create_app(Settings(threads=1, clip_model="none"))) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as remembering,
+    ):
+        said = remembering.chat.completions.create(**first)
+        turns = [{"role": "assistant", "content": said.choices[0].message.content}, {"role": "user", "content": "Why?"}]
+        second = {**first, "messages": [*first["messages"], *turns]}
+        got, expected = (each.chat.completions.create(**second) for each in (remembering, client))
+    assert said.usage.prompt_tokens_details.cached_tokens == 0
+    assert said.usage.prompt_tokens <= got.usage.prompt_tokens_details.cached_tokens < got.usage.prompt_tokens
+    assert expected.usage.prompt_tokens_details.cached_tokens == 0
+    assert got.choices[0].message.content == expected.choices[0].message.content
 
 
 async def test_sixteen_at_once_equal_one_at_a_time(url, chat, scene):

@@ -104,8 +104,10 @@ def specimen(request: pytest.FixtureRequest, specimens: Callable[[str], Specimen
 
 @pytest.fixture(scope="module")
 def client(specimen: Specimen) -> Iterator[TestClient]:
-    """A server of the specimen, by the name `zoo`."""
-    settings = Settings(model=str(specimen.path), served_model_name="zoo", threads=1, clip_model="none")
+    """A server of the specimen, by the name `zoo`. It reads all of every prompt, so that equal ones are equal bit by bit."""
+    settings = Settings(
+        model=str(specimen.path), served_model_name="zoo", threads=1, clip_model="none", prefix_cache_bytes=0
+    )
     with TestClient(create_app(settings)) as client:
         yield client
 

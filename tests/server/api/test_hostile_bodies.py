@@ -65,6 +65,7 @@ GOOD = {
 }
 FILES = {
     "/v1/classifiers/{name}/file": "PUT",
+    "/v1/projections/{name}/file": "PUT",
     "/v1/embeddings/uploads": "POST",
     "/v1/streams/{stream}/snapshot": "PUT",
 }

@@ -79,6 +79,8 @@ def test_no_route_asks_the_disk_on_the_event_loop(tmp_path, on_the_loop):
         for way in ("", "/demo-clip/space"):
             assert client.get(f"/v1/models{way}").is_success
         assert client.post("/v1/embeddings", json={"model": "demo-clip/space", "input": "x"}).is_success
+        file = call("GET", "/v1/projections/{name}/file", names={"name": "space"}).content
+        call("PUT", "/v1/projections/{name}/file", names={"name": "copy"}, content=file)
         call("DELETE", "/v1/projections/{name}", names={"name": "space"})
         session = call("POST", sessions, json={"classes": SHAPES, "horizon": 5}).json()["id"]
         named = {"names": {"stream": session}}

@@ -77,7 +77,7 @@ def test_embeddings_are_learned_from_with_the_labels_of_a_table(served, photos, 
     whole = report("train", "--url", served, "embedded", photos, *FEW)["report"]
     assert (told["held_out"], told["classes"]) == (whole["held_out"], whole["classes"])
     few = ("--projection", "soft_triple", "--set", "epochs=2")
-    assert report("train", "--url", served, "space", table, *given, *few)["report"]["held_out"] == 0
+    assert report("train", "--url", served, "table", table, *given, *few)["report"]["held_out"] == 0
 
 
 def test_a_trained_file_labels_without_a_server(scripted, photos, run, report, tmp_path):

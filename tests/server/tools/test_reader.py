@@ -139,6 +139,13 @@ def test_after_the_first_call_nothing_is_told_where_only_one_may_be():
     assert read("hermes", list(two), many=False) == ("", [("look", "{}")])
 
 
+@pytest.mark.parametrize("cut_short", ['{"name": "', '{"na', '{"arguments": {"x": 1}, "na', "{"])
+def test_a_further_call_that_is_cut_short_is_no_text(cut_short):
+    whole = '{"name": "look", "arguments": {"x": 1}}'
+    assert read("json", [whole + ", " + cut_short]) == ("", [("look", '{"x": 1}')])
+    assert read("json", [cut_short]) == (cut_short, [])
+
+
 def test_ids_are_of_the_length_that_templates_insist_on():
     [begun, _] = CallReader(FORMATS["mistral"], NAMES).feed('[{"name": "look", "arguments": {')
     assert len(begun.id) == 9
