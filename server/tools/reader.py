@@ -61,7 +61,7 @@ class CallReader:
             yield from self._read()
 
     def end(self) -> Iterator[TextDelta | CallBegins | ArgumentsDelta]:
-        """Text that was held back for a call that never came; behind a call it is the next one, cut short, and dropped."""
+        """Text that was held back for a call that never came; behind a call, one that is cut short is dropped."""
         if self.calls and self._read in (self._beginning, self._arguments_first):
             return
         if self._read in (self._beginning, self._text, self._arguments_first):

@@ -104,7 +104,7 @@ def specimen(request: pytest.FixtureRequest, specimens: Callable[[str], Specimen
 
 @pytest.fixture(scope="module")
 def client(specimen: Specimen) -> Iterator[TestClient]:
-    """A server of the specimen, by the name `zoo`. It reads all of every prompt, so that equal ones are equal bit by bit."""
+    """A server of the specimen, by the name `zoo`, that reads all of every prompt: equal ones are equal bit by bit."""
     settings = Settings(
         model=str(specimen.path), served_model_name="zoo", threads=1, clip_model="none", prefix_cache_bytes=0
     )
