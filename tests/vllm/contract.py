@@ -110,6 +110,8 @@ CALLS = {
     f"{_QWEN}.Qwen2_5_VisionTransformer": {"forward": "pixels, grid_thw=grids"},
     "vllm.model_executor.models.interfaces_base.VllmModel": {"embed_input_ids": "ids"},
     "vllm.v1.worker.gpu_model_runner.GPUModelRunner": {"get_model": ""},
+    "vllm.v1.worker.gpu.model_runner.GPUModelRunner": {"get_model": ""},
+    "vllm.v1.worker.cpu_model_runner.CPUModelRunner": {"get_model": ""},
     "vllm.platforms.interface.Platform": {"is_cpu": ""},
     # The engine.
     "vllm.engine.arg_utils.AsyncEngineArgs": {
