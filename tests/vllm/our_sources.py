@@ -7,7 +7,7 @@ are not told apart from those.
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class OurClass:
     def own_names(self) -> set[str]:
         """Methods and attributes that this class itself has."""
         names = {each.name for each in self.node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)}
-        for each in [*self.node.body, *ast.walk(self.node)]:
+        for each in ast.walk(self.node):
             match each:
                 case ast.AnnAssign(target=ast.Name(id=name)) if each in self.node.body:
                     names.add(name)
@@ -44,35 +44,32 @@ class OurClass:
         return names
 
 
-@dataclass
 class OurSources:
-    """imports: full names. reached: attributes and keys of what is vLLM's. passed: keywords of calls of it.
+    """What the files of a folder take from vLLM, each with a place where it occurs.
 
-    Each with a place where it occurs.
+    imports: full names. reached: attributes and keys of what is vLLM's. passed: keywords of calls of it.
     """
 
-    folder: Path
-    imports: dict[str, str] = field(default_factory=dict)
-    reached: dict[str, str] = field(default_factory=dict)
-    passed: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._trees = {path: ast.parse(path.read_text()) for path in sorted(self.folder.rglob("*.py"))}
-        self._vllm = {path: dict(_imports(tree)) for path, tree in self._trees.items()}
-        for path, names in self._vllm.items():
-            self.imports |= dict.fromkeys(names.values(), path.name)
+    def __init__(self, folder: Path) -> None:
+        self._trees = {path: ast.parse(path.read_text()) for path in sorted(folder.rglob("*.py"))}
+        # By file, the local names of what it imports from vLLM.
+        self.imported = {path: dict(_imports(tree)) for path, tree in self._trees.items()}
+        self.imports = {name: path.name for path, names in self.imported.items() for name in names.values()}
         self.classes = {each.name: self._class(each, path) for path, each in self._all(ast.ClassDef)}
-        self._derived = {name for name in self.classes if any(one.vllm for one in self._family(name))}
-        self._own = {name for each in self._derived for name in self.classes[each].own_names}
-        self._results = {
-            each.name: each.returns for path, each in self._all(ast.FunctionDef) if self._names_vllm(each.returns, path)
+        # Those whose `self` is vLLM's too, and the names that are nevertheless ours.
+        self.derived = {name for name in self.classes if any(one.vllm for one in self._family(name))}
+        self.own = {name for each in self.derived for name in self.classes[each].own_names}
+        # Functions of ours that give something of vLLM's back, and attributes of ours that hold something of it.
+        self.results = {
+            each.name: each.returns for path, each in self._all(ast.FunctionDef) if self.names_vllm(each.returns, path)
         }
-        # Attributes of ours that hold something of vLLM's.
-        self._holders = {
+        self.holders = {
             each.target.attr if isinstance(each.target, ast.Attribute) else each.target.id
             for path, each in self._all(ast.AnnAssign)
-            if isinstance(each.target, ast.Attribute | ast.Name) and self._names_vllm(each.annotation, path)
+            if isinstance(each.target, ast.Attribute | ast.Name) and self.names_vllm(each.annotation, path)
         }
+        self.reached: dict[str, str] = {}
+        self.passed: dict[str, str] = {}
         for _ in range(2):  # what one function leaves in an attribute, another may read
             for path, tree in self._trees.items():
                 for owner, part in _parts(tree):
@@ -95,7 +92,7 @@ class OurSources:
 
     def _class(self, node: ast.ClassDef, path: Path) -> OurClass:
         bases = tuple(ast.unparse(base) for base in node.bases)
-        return OurClass(node, bases, tuple(self._vllm[path][base] for base in bases if base in self._vllm[path]))
+        return OurClass(node, bases, tuple(self.imported[path][base] for base in bases if base in self.imported[path]))
 
     def _lineage(self, name: str) -> Iterator[OurClass]:
         """A class and its bases, as far as they are ours."""
@@ -111,33 +108,34 @@ class OurSources:
             if self.classes[name] in lineage:
                 yield from lineage
 
-    def _names_vllm(self, annotation: ast.AST | None, path: Path) -> bool:
+    def names_vllm(self, annotation: ast.AST | None, path: Path) -> bool:
+        """Whether an annotation mentions a type of vLLM's, or one of ours that derives from it."""
         if annotation is None:
             return False
         words = {each.id for each in ast.walk(annotation) if isinstance(each, ast.Name)}
         words |= {each.value for each in ast.walk(annotation) if isinstance(each, ast.Constant)}
-        return bool(words & (self._vllm[path].keys() | self._derived))
+        return bool(words & (self.imported[path].keys() | self.derived))
 
 
-class _Reader(ast.NodeVisitor):
-    """Follows what is vLLM's through one function, the functions inside it included."""
+class _Reader:
+    """Follows what is vLLM's through one statement of a module or class, mostly a function."""
 
-    def __init__(self, sources: OurSources, path: Path, owner: str | None, function: ast.AST) -> None:
-        self._sources, self._path, self._function = sources, path, function
-        self._mine = set(sources._vllm[path])
-        if owner in sources._derived:
+    def __init__(self, sources: OurSources, path: Path, owner: str | None, part: ast.AST) -> None:
+        self._sources, self._path, self._part = sources, path, part
+        self._mine = set(sources.imported[path])
+        if owner in sources.derived:
             self._mine |= {"self", "cls"}
-        for each in ast.walk(function):
-            if isinstance(each, ast.arg) and sources._names_vllm(each.annotation, path):
+        for each in ast.walk(part):
+            if isinstance(each, ast.arg) and sources.names_vllm(each.annotation, path):
                 self._mine.add(each.arg)
 
     def read(self) -> None:
         before = -1
         while before != len(self._mine):
             before = len(self._mine)
-            for each in ast.walk(self._function):
+            for each in ast.walk(self._part):
                 self._assign(each)
-        for each in ast.walk(self._function):
+        for each in ast.walk(self._part):
             for name in self._names(each):
                 self._sources.reached.setdefault(name, f"{self._path.name}:{each.lineno}")
             for name in self._keywords(each):
@@ -154,7 +152,7 @@ class _Reader(ast.NodeVisitor):
             case ast.withitem(context_expr=value, optional_vars=target) if target is not None:
                 self._bind(target, value)
             case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation):
-                if self._sources._names_vllm(annotation, self._path):
+                if self._sources.names_vllm(annotation, self._path):
                     self._mine.add(name)
             case ast.ExceptHandler(type=kind, name=str(name)) if kind is not None and self._is_vllm(kind):
                 self._mine.add(name)
@@ -167,31 +165,31 @@ class _Reader(ast.NodeVisitor):
                 parts = args
             case ast.Call(func=ast.Name(id="enumerate"), args=[one, *_]):
                 parts = [ast.Constant(0), one]
-            case ast.Call(func=ast.Attribute(attr=name)) if name in self._sources._results:
-                result = self._sources._results[name]
+            case ast.Call(func=ast.Attribute(attr=name)) if name in self._sources.results:
+                result = self._sources.results[name]
                 parts = getattr(getattr(result, "slice", None), "elts", None)
         if isinstance(target, ast.Tuple) and parts and len(parts) == len(target.elts):
             for each, part in zip(target.elts, parts, strict=True):
                 self._bind(each, part)
         elif self._is_vllm(value):
             if isinstance(target, ast.Attribute):
-                self._sources._holders.add(target.attr)
+                self._sources.holders.add(target.attr)
             elif not isinstance(target, ast.Subscript):
                 self._mine |= {each.id for each in ast.walk(target) if isinstance(each, ast.Name)}
 
     def _is_vllm(self, node: ast.expr) -> bool:
         match node:
             case ast.Name(id=name):
-                return name not in FOREIGN and (name in self._mine or name in self._sources._derived)
-            case ast.Attribute(attr=name) if name in self._sources._holders | FOREIGN:
+                return name not in FOREIGN and (name in self._mine or name in self._sources.derived)
+            case ast.Attribute(attr=name) if name in self._sources.holders | FOREIGN:
                 return name not in FOREIGN
             case ast.Attribute(value=value, attr=name):
-                return name not in self._sources._own and self._is_vllm(value)
+                return name not in self._sources.own and self._is_vllm(value)
             case ast.Call(func=ast.Name(id="super")):
                 return "self" in self._mine
             case ast.Call(func=ast.Name(id=name), args=args) if name in HANDED_ON:
                 return any(map(self._is_vllm, args))
-            case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name in self._sources._results:
+            case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name in self._sources.results:
                 return True
             case ast.Call(func=func):
                 return self._is_vllm(func)
@@ -209,7 +207,7 @@ class _Reader(ast.NodeVisitor):
         match node:
             case ast.Attribute(value=value, attr=name) if self._is_vllm(value):
                 from_above = isinstance(value, ast.Call) and ast.unparse(value) == "super()"
-                if name not in EVERYDAY and (from_above or name not in self._sources._own):
+                if name not in EVERYDAY and (from_above or name not in self._sources.own):
                     yield name
             case ast.Subscript(value=value, slice=ast.Constant(value=str(name))) if self._is_vllm(value):
                 if name != "image":  # a modality
@@ -226,7 +224,7 @@ class _Reader(ast.NodeVisitor):
     def _keywords(self, node: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Call) and self._is_vllm(node.func):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else ""
-            if called not in EVERYDAY | self._sources._own:
+            if called not in EVERYDAY | self._sources.own:
                 yield from (keyword.arg for keyword in node.keywords if keyword.arg)
 
 

@@ -34,6 +34,41 @@ def test_the_installed_vllm_keeps_the_contract(installed):
     assert changes(installed) == []
 
 
+SAMPLE = """
+from vllm.v1.engine.async_llm import AsyncLLM
+
+class Engine(AsyncLLM):
+    def shutdown(self):
+        super().shutdown_workers()
+
+class Watch:
+    def __init__(self, llm: AsyncLLM | None):
+        self.engine = llm
+
+    async def priorities(self, others):
+        for other, request in zip(others, self.engine.waiting_requests):
+            yield other.name, request.priority_class
+        answer = await self.engine.ask_workers(deadline_ms=3)
+        print(answer["kept_tokens"], getattr(answer, "lateness", None))
+"""
+
+
+def test_what_sources_take_from_vllm_is_found(tmp_path):
+    (tmp_path / "sample.py").write_text(SAMPLE)
+    sample = OurSources(tmp_path)
+    assert sample.imports == {"vllm.v1.engine.async_llm.AsyncLLM": "sample.py"}
+    assert list(sample.overrides()) == [("vllm.v1.engine.async_llm.AsyncLLM", "shutdown")]
+    assert sample.passed == {"deadline_ms": "sample.py:15"}
+    assert sample.reached.keys() == {
+        "shutdown_workers",
+        "waiting_requests",
+        "priority_class",
+        "ask_workers",
+        "kept_tokens",
+        "lateness",
+    }
+
+
 def test_every_import_from_vllm_is_in_the_contract(ours):
     assert len(ours.imports) > 40
     assert {name: place for name, place in ours.imports.items() if name not in NAMES | OWNERS} == {}
