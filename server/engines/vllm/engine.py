@@ -6,12 +6,12 @@ import itertools
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import fields
-from typing import Any
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from vllm.exceptions import VLLMClientError
 from vllm.model_executor.model_loader.utils import get_model_cls
+from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
@@ -163,7 +163,9 @@ class VllmEngine(Collector):
             llm, prompts = self._loaded()
             return await prompts.of_tokenizer(lambda chat: chat.detokenize(ids, llm.model_config.max_model_len))
 
-    async def _outputs(self, request: GenerationRequest, rendered: Rendered, limit: int) -> AsyncGenerator[Any, None]:
+    async def _outputs(
+        self, request: GenerationRequest, rendered: Rendered, limit: int
+    ) -> AsyncGenerator[RequestOutput, None]:
         llm, _ = self._loaded()
         name = f"{request.request_id}-{next(self._numbers)}"
         stream = llm.generate(rendered.engine_input, sampling_params(request.sampling, limit), name)

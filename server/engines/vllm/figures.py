@@ -11,6 +11,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.prometheus import get_prometheus_registry
+from vllm.v1.metrics.stats import SchedulerStats
 
 from covervlm.server.core.engine import EngineStats
 from covervlm.server.engines.vllm.workers import every_worker
@@ -22,7 +23,7 @@ class Figures:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """loop: where vLLM runs."""
         self._loop = loop
-        self._scheduler: dict[int, Any] = {}
+        self._scheduler: dict[int, SchedulerStats] = {}
         self._cache = (0, 0, 0)
         self._asking: Future[None] | None = None
 
@@ -62,10 +63,10 @@ def vllm_metrics() -> Iterable[Metric]:
 class _SchedulerWatch(StatLoggerBase):
     """Keeps the scheduler's last figures of one engine."""
 
-    def __init__(self, latest: dict[int, Any], engine_index: int) -> None:
+    def __init__(self, latest: dict[int, SchedulerStats], engine_index: int) -> None:
         self._latest, self._index = latest, engine_index
 
-    def record(self, scheduler_stats: Any, iteration_stats: Any, *_: Any, **__: Any) -> None:
+    def record(self, scheduler_stats: SchedulerStats | None, iteration_stats: Any, *_: Any, **__: Any) -> None:
         if scheduler_stats is not None:
             self._latest[self._index] = scheduler_stats
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from vllm import SamplingParams as VllmSamplingParams
+from vllm.logprobs import Logprob
+from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from covervlm.server.core.errors import EngineError
@@ -58,7 +60,7 @@ class Chunks:
             for _ in range(params.n)
         ]
 
-    def of(self, output: Any) -> Iterator[GenerationChunk]:
+    def of(self, output: RequestOutput) -> Iterator[GenerationChunk]:
         """A chunk for every choice that got tokens in one step of vLLM."""
         for choice in output.outputs:
             reason = choice.finish_reason
@@ -78,7 +80,7 @@ class Chunks:
                 stop_string=detokenizer.stopped,
             )
 
-    def _pieces(self, choice: Any, detokenizer: Detokenizer) -> Iterator[str]:
+    def _pieces(self, choice: CompletionOutput, detokenizer: Detokenizer) -> Iterator[str]:
         tokens = list(choice.token_ids)
         ended = choice.finish_reason == "stop" and not isinstance(choice.stop_reason, str)
         if ended and not self._params.include_stop_str_in_output:
@@ -89,7 +91,7 @@ class Chunks:
             logprob = self._logprob(token, choice.logprobs[place]) if self._params.logprobs else None
             yield detokenizer.feed(token, logprob)
 
-    def _logprob(self, token: int, step: Any) -> TokenLogprob:
+    def _logprob(self, token: int, step: dict[int, Logprob]) -> TokenLogprob:
         """step: vLLM's entries of one position by token id, the chosen one among them."""
         best = sorted(step, key=lambda index: -step[index].logprob)[: self._params.top_logprobs]
         top = tuple(self._vocabulary.entry(index, float(step[index].logprob)) for index in best)

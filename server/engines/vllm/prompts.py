@@ -7,6 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from vllm.inputs import MultiModalInput, TokensPrompt
+from vllm.logprobs import Logprob
+from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from covervlm.server.core.errors import InvalidRequest
@@ -25,7 +28,7 @@ Result = TypeVar("Result")
 class Rendered:
     """A request as vLLM takes it. digests: its images' plans by name, empty where nothing is pruned."""
 
-    engine_input: Any
+    engine_input: MultiModalInput
     reports: tuple[ImageReport, ...]
     digests: tuple[str, ...]
     seconds: dict[str, float] = field(default_factory=dict)
@@ -56,7 +59,7 @@ class Prompts:
         context = self._llm.model_config.max_model_len
         ids = await self.tokenize(request)
         request.token_limit(len(ids), context)  # refused before images are read
-        tokens: dict[str, Any] = {"prompt_token_ids": list(ids)}
+        tokens: TokensPrompt = {"prompt_token_ids": list(ids)}
         if request.caller.has_key:
             # vLLM keeps prompts by their beginnings: how long an answer takes must not tell what others have asked.
             tokens["cache_salt"] = request.caller.owner
@@ -91,7 +94,7 @@ class Prompts:
         return await asyncio.get_running_loop().run_in_executor(self._pool, ask, self.chat)
 
     async def report(
-        self, request: GenerationRequest, rendered: Rendered, output: Any, *, asked_for: bool = False
+        self, request: GenerationRequest, rendered: Rendered, output: RequestOutput, *, asked_for: bool = False
     ) -> PromptReport:
         """What became of the prompt. Indices and coverage are asked of the workers where the request wants them."""
         reports: Sequence[ImageReport] = rendered.reports
@@ -125,7 +128,9 @@ class Prompts:
         return reports
 
 
-def _entries(chat: ChatProcessor, ids: Sequence[int], positions: Sequence[Any], limit: int) -> tuple[TokenLogprob, ...]:
+def _entries(
+    chat: ChatProcessor, ids: Sequence[int], positions: Sequence[dict[int, Logprob]], limit: int
+) -> tuple[TokenLogprob, ...]:
     """vLLM's entries of each position by token id, the prompt's own first and the likeliest after it by their ranks."""
     own = [position[token] for token, position in zip(ids[1:], positions[1:], strict=True)]
     ranked = [sorted(position.items(), key=lambda item: item[1].rank) for position in positions[1:]]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PixtralVisionConfig
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_reduce
+from vllm.model_executor.models.clip import CLIPEncoderLayer, CLIPVisionModel
 from vllm.model_executor.models.llava import (
     LlavaDummyInputsBuilder,
     LlavaForConditionalGeneration,
@@ -49,7 +50,7 @@ def build_processor(
 
 
 @contextmanager
-def _cls_attention(tower: Any, layers: int) -> Iterator[list[Tensor]]:
+def _cls_attention(tower: CLIPVisionModel, layers: int) -> Iterator[list[Tensor]]:
     """Collects, for each run of a CLIP tower, its CLS token's attention to the patches in the penultimate layer.
 
     (B, patches), the mean over heads; only the CLS row is computed, from that layer's projections. layers: how many
@@ -57,7 +58,7 @@ def _cls_attention(tower: Any, layers: int) -> Iterator[list[Tensor]]:
     """
     seen: list[Tensor] = []
 
-    def listen(layer: Any, inputs: tuple[Tensor, ...]) -> None:
+    def listen(layer: CLIPEncoderLayer, inputs: tuple[Tensor, ...]) -> None:
         """Hidden states are (B, 1 + patches, width); with tensor parallelism each rank has some of the heads."""
         attention = layer.self_attn
         qkv, _ = attention.qkv_proj(layer.layer_norm1(inputs[0]))

@@ -14,12 +14,13 @@ from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 from vllm.multimodal.parse import ImageProcessorItems, MultiModalDataItems
 from vllm.multimodal.processing import (
     BaseMultiModalProcessor,
+    BaseProcessingInfo,
     ProcessorInputs,
     PromptReplacement,
     PromptUpdate,
     PromptUpdateDetails,
 )
-from vllm.multimodal.processing.context import TimingContext
+from vllm.multimodal.processing.context import InputProcessingContext, TimingContext
 
 from covervlm.server.core.errors import InvalidRequest
 from covervlm.server.engines.vllm.plugin.plan import FIELD, Plan
@@ -32,12 +33,13 @@ from covervlm.server.models.registry import architecture_of
 from covervlm.server.selection.selector import budget_of, pruned_layout, pruner_for, text_of_turns
 
 Options = Mapping[str, object]
+BuildInfo = Callable[[InputProcessingContext], BaseProcessingInfo]
 
 
-def with_pillow(build: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def with_pillow(build: BuildInfo) -> BuildInfo:
     """vLLM's description of a model's processor, but with Pillow's pixels: both engines then keep the same tokens."""
 
-    def built(context: Any) -> Any:
+    def built(context: InputProcessingContext) -> BaseProcessingInfo:
         info = build(context)
         plain = info.get_hf_processor
 

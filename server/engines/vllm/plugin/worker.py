@@ -1,15 +1,18 @@
 """What covervlm's own engine asks of vLLM's workers, as a worker extension (`worker_extension_cls`)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from covervlm.server.engines.vllm.plugin.model import PruningModel
+
+if TYPE_CHECKING:
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 
 class WorkerExtension:
     """Mixed into vLLM's worker; called by `collective_rpc`, so results are plain values."""
 
-    model_runner: Any
+    model_runner: "GPUModelRunner"
 
     def covervlm_prunes(self) -> bool:
         """Whether this worker runs one of the pruning model classes."""
