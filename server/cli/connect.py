@@ -30,10 +30,16 @@ def add_server_arguments(parser: argparse.ArgumentParser, *, clip: bool = False)
     own.add_argument("--dtype", help="auto, float32, bfloat16 or float16")
 
 
+def server_url(arguments: argparse.Namespace) -> str | None:
+    """The running server to ask; None where the command is to load a model itself."""
+    url: str | None = arguments.url or os.environ.get("COVERVLM_BASE_URL")
+    return url
+
+
 @contextmanager
 def connect(arguments: argparse.Namespace) -> Iterator[Client]:
     """A client of the server to ask. A failed call ends the command in one line."""
-    url = arguments.url or os.environ.get("COVERVLM_BASE_URL")
+    url = server_url(arguments)
     own = {name: value for name in _OWN if (value := getattr(arguments, name, None)) is not None}
     with call_errors(url):
         if url:

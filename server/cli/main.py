@@ -18,6 +18,7 @@ COMMANDS: Mapping[str, str] = {
     "explain": "tell why a classifier labels a picture as it does",
     "train": "train a classifier, or a space for search, on labelled pictures",
     "cluster": "group pictures by an aspect that you name",
+    "stream": "label or group pictures as they come, learning from each",
     "extract": "turn a folder of pictures into a table",
     "bench": "measure a running server, pruned and unpruned",
     "version": "print the version",

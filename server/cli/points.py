@@ -1,4 +1,4 @@
-"""Pictures as points of a plane, in a Parquet file as Embedding Atlas and FiftyOne's users open it."""
+"""Pictures as points of a plane, in a Parquet file for viewers of embeddings."""
 
 import importlib
 from collections.abc import Mapping, Sequence

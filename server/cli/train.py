@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from covervlm.clients import Client
 from covervlm.clients.tables import Labels, read_table
 from covervlm.server.cli.arguments import Taken, parameter, pictures
+from covervlm.server.cli.columns import aligned
 from covervlm.server.cli.connect import add_server_arguments, connect
 from covervlm.server.cli.errors import USAGE, CommandError, file_errors
 from covervlm.server.clip.methods.registry import method_names
@@ -172,7 +173,7 @@ def table(report: Mapping[str, Any]) -> str:
         worst = f"{one['worst_group']['value']:.3f} ({one['worst_group']['name']})"
         accuracy = f"{one['accuracy']['value']:.3f}"
         rows.append((method, accuracy, f"{low:.3f} to {high:.3f}", f"{one['class_mean']:.3f}", worst))
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def recall_table(method: str, report: Mapping[str, Any]) -> str:
@@ -185,10 +186,4 @@ def recall_table(method: str, report: Mapping[str, Any]) -> str:
         low, high = one["recall"]["1"]["interval"]
         others = (f"{recall[count]:.3f}" for count in ("2", "4", "8"))
         rows.append((name, f"{recall['1']:.3f}", f"{low:.3f} to {high:.3f}", *others, f"{one['nmi']:.3f}"))
-    return _aligned(rows)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    return aligned(rows)

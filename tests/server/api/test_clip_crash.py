@@ -13,11 +13,15 @@ import httpx
 
 from tests.server.api.clip_app import SHAPES, noise, urls
 
+COVERVLM = [str(Path(sys.executable).with_name("covervlm"))]
+
 
 @contextmanager
-def server(folder: Path) -> Iterator[tuple[httpx.Client, subprocess.Popen]]:
+def server(
+    folder: Path, *options: str, program: list[str] = COVERVLM
+) -> Iterator[tuple[httpx.Client, subprocess.Popen]]:
     """`covervlm serve` in a process of its own; killed at the end, if it still lives."""
-    command = [str(Path(sys.executable).with_name("covervlm")), "serve", "--port", "0", "--data-dir", str(folder)]
+    command = [*program, "serve", "--port", "0", "--data-dir", str(folder), *options]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env)
     try:
