@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, str] = {
     "train": "train a classifier, or a space for search, on labelled pictures",
     "cluster": "group pictures by an aspect that you name",
     "extract": "turn a folder of pictures into a table",
+    "tune": "find how few vision tokens do on your own questions",
     "bench": "measure a running server, pruned and unpruned",
     "version": "print the version",
 }
