@@ -66,10 +66,10 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
 def _question(place: str, row: Any, folder: Path, by: str | None) -> Question:
     if not isinstance(row, Mapping):
         raise CommandError(f"{place}: should be an object with `image` and `question`", USAGE)
-    image, text, answer = row.get("image"), row.get("question"), row.get("answer")
-    for name, value in (("image", image), ("question", text)):
-        if not isinstance(value, str) or not value.strip():
+    for name in ("image", "question"):
+        if not isinstance(row.get(name), str) or not row[name].strip():
             raise CommandError(f"{place}: `{name}` should be a text", USAGE)
+    image, text, answer = row["image"], row["question"], row.get("answer")
     if isinstance(answer, Mapping | list):
         raise CommandError(f"{place}: `answer` should be a text or a number", USAGE)
     if by is not None and row.get(by) is None:
