@@ -9,9 +9,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from covervlm.server.tuning.comparison import compare
+from covervlm.server.tuning.intervals import Estimate
 from evaluation.question_sets import Item
 from evaluation.records import UNPRUNED, Cell, Records
-from evaluation.significance import Estimate, SceneBootstrap, compare, holm
+from evaluation.significance import SceneBootstrap, holm
 
 SIGNIFICANT = 0.05
 

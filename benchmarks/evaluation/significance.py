@@ -1,19 +1,10 @@
-"""Intervals and tests for accuracies: a bootstrap over scenes, and McNemar's exact test for pairs of methods."""
+"""Intervals for accuracies by a bootstrap over scenes, and p-values of many tests at once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import comb
 
 import numpy as np
 
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with the bounds of its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
+from covervlm.server.tuning.intervals import Estimate
 
 
 class SceneBootstrap:
@@ -46,32 +37,6 @@ class SceneBootstrap:
 def _estimate(value: float, resampled: np.ndarray) -> Estimate:
     low, high = np.percentile(resampled, [2.5, 97.5])
     return Estimate(float(value), float(low), float(high))
-
-
-@dataclass(frozen=True)
-class PairedComparison:
-    """Two methods on the same questions: how many only one of them answers right, and McNemar's exact two-sided p."""
-
-    only_first: int
-    only_second: int
-    questions: int
-    p: float
-
-    @property
-    def difference(self) -> float:
-        """Accuracy of the first minus accuracy of the second."""
-        return (self.only_first - self.only_second) / self.questions
-
-
-def compare(first: Sequence[bool], second: Sequence[bool]) -> PairedComparison:
-    """McNemar's exact test: among questions that one of both gets right, either is as likely to under the null."""
-    a, b = np.asarray(first, bool), np.asarray(second, bool)
-    if a.shape != b.shape:
-        raise ValueError(f"the methods were asked {len(a)} and {len(b)} questions; a paired test needs the same ones")
-    only_first, only_second = int((a & ~b).sum()), int((~a & b).sum())
-    discordant = only_first + only_second
-    tail = sum(comb(discordant, i) for i in range(min(only_first, only_second) + 1))
-    return PairedComparison(only_first, only_second, len(a), min(1.0, 2 * tail / 2**discordant))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -112,7 +112,7 @@ class Taken:
     """Asks about pictures, but not about those that cannot be read or are refused, which it lists at the end."""
 
     def __init__(self) -> None:
-        self._skipped: dict[Path, str] = {}
+        self._skipped: dict[Path | str, str] = {}
 
     def ask(self, paths: Sequence[Path], call: Callable[[list[Path]], T], *, fewest: int = 1) -> tuple[list[Path], T]:
         """The pictures that were taken, and what `call` answered about them. Raises CommandError for any other refusal,
@@ -138,7 +138,7 @@ class Taken:
         raise CommandError(f"only {len(left)} pictures can be used, which is too few", USAGE)
 
     @contextmanager
-    def unless(self, path: Path) -> Iterator[None]:
+    def unless(self, path: Path | str) -> Iterator[None]:
         """Does without a picture where a chat about it fails because of itself or of its answer.
 
         Raises CommandError for a request that would be refused for any picture.

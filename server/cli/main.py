@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, str] = {
     "cluster": "group pictures by an aspect that you name",
     "stream": "label or group pictures as they come, learning from each",
     "extract": "turn a folder of pictures into a table",
+    "tune": "find how few vision tokens do on your own questions",
     "bench": "measure a running server, pruned and unpruned",
     "version": "print the version",
 }

@@ -1,0 +1,62 @@
+"""What was found out, as a Markdown table, a sentence, a report and a file of settings."""
+
+from collections.abc import Sequence
+
+from covervlm.server.tuning.intervals import Estimate, questions_needed
+from covervlm.server.tuning.search import Plan, Standing
+from covervlm.server.tuning.trial import GroupRow, Row
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A line for each cell; shares in percent with their 95 % intervals, losses in points."""
+    judged = any(row.accuracy for row in rows)
+    head = ["method", "vision tokens", "questions", "agreement %", *(["accuracy %"] if judged else [])]
+    lines = [[*head, "loss", "loss below", "prompt tokens", "ms"]]
+    for row in rows:
+        one = row.standing
+        name = [one.cell.method, str(one.cell.keep)] if one else ["none", "all"]
+        shares = [_share(row.agreement), *([_share(row.accuracy)] if row.accuracy else [])]
+        loss = [_points(one.loss.value), _points(one.loss.high)] if one else ["", ""]
+        questions = f"{row.questions}" if one is None or one.finished else f"{row.questions}, stopped"
+        lines.append([*name, questions, *shares, *loss, f"{row.prompt_tokens:.0f}", f"{row.seconds * 1000:.0f}"])
+    return _markdown(lines)
+
+
+def group_table(rows: Sequence[GroupRow]) -> str:
+    lines = [["questions", "number", "loss", "loss below"]]
+    lines += [[row.group, str(row.questions), _points(row.loss.value), _points(row.loss.high)] for row in rows]
+    return _markdown(lines)
+
+
+def sentence(best: Standing | None, plan: Plan, measure: str) -> str:
+    """The recommendation. measure: what is lost, accuracy or agreement."""
+    if best is not None:
+        loss = f"{_points(best.loss.value)} points of {measure} are lost on these questions"
+        sure = f"fewer than {_points(best.loss.high)} with 95 % confidence"
+        return f"Keep {best.cell.keep} vision tokens with {best.cell.method}: {loss}, {sure}."
+    said = f"No budget loses fewer than {plan.tolerance * 100:g} points of {measure} with 95 % confidence."
+    needed = questions_needed(plan.tolerance, risk=plan.risk)
+    if needed > len(plan.pictures):
+        said += f" Even one that loses nothing would need {needed} questions; there are {len(plan.pictures)}."
+    return said
+
+
+def settings(best: Standing | None, said: str) -> str:
+    """A TOML file for `covervlm serve --config`; without a recommendation, it sets nothing."""
+    lines = [f"# {said}"]
+    if best is not None:
+        lines += [f'method = "{best.cell.method}"', f"keep_tokens = {best.cell.keep}"]
+    return "\n".join(lines) + "\n"
+
+
+def _share(share: Estimate) -> str:
+    return f"{share.value * 100:.1f} ({share.low * 100:.1f} to {share.high * 100:.1f})"
+
+
+def _points(loss: float) -> str:
+    return f"{loss * 100:.1f}"
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    head, *rest = [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines]
+    return "\n".join([head, "| --- " * len(lines[0]) + "|", *rest])
