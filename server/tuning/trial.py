@@ -93,13 +93,13 @@ class Trial:
         rows = []
         for group in sorted({question.group for question in self.questions if question.group is not None}):
             numbers = [number for number in standing.numbers if self.questions[number].group == group]
-            both = [pair for number in numbers if (pair := self.verdict(number, standing.cell))]
-            if not both:
+            judged = [(number, pair) for number in numbers if (pair := self.verdict(number, standing.cell))]
+            if not judged:
                 continue
-            losses = [first - second for first, second in both]
-            effect = design_effect([losses], [[self.questions[number].image for number in numbers]])
-            pair = compare([first for first, _ in both], [second for _, second in both])
-            rows.append(GroupRow(group, len(both), loss_interval(pair, design_effect=effect)))
+            losses = [first - second for _, (first, second) in judged]
+            effect = design_effect([losses], [[self.questions[number].image for number, _ in judged]])
+            compared = compare([first for _, (first, _) in judged], [second for _, (_, second) in judged])
+            rows.append(GroupRow(group, len(judged), loss_interval(compared, design_effect=effect)))
         return rows
 
 
