@@ -31,9 +31,10 @@ def group_table(rows: Sequence[GroupRow]) -> str:
 def sentence(best: Standing | None, plan: Plan, measure: str) -> str:
     """The recommendation. measure: what is lost, accuracy or agreement."""
     if best is not None:
-        loss = f"{_points(best.loss.value)} points of {measure} are lost on these questions"
-        sure = f"fewer than {_points(best.loss.high)} with 95 % confidence"
-        return f"Keep {best.cell.keep} vision tokens with {best.cell.method}: {loss}, {sure}."
+        turn = "gained" if best.loss.value < 0 else "lost"
+        seen = f"{_points(abs(best.loss.value))} points of {measure} are {turn} on these questions"
+        sure = f"with 95 % confidence fewer than {_points(best.loss.high)} are lost"
+        return f"Keep {best.cell.keep} vision tokens with {best.cell.method}: {seen}; {sure}."
     said = f"No budget loses fewer than {plan.tolerance * 100:g} points of {measure} with 95 % confidence."
     needed = questions_needed(plan.tolerance, risk=plan.risk)
     if needed > len(plan.pictures):
