@@ -1,7 +1,6 @@
 """LLaVA-1.5: one CLIP tower, one projector, one square grid of patches per image."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from copy import copy
 from typing import Any
 
 import torch
@@ -92,11 +91,6 @@ class LlavaAdapter(Adapter):
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor)
         self.vision_tower = model.model.vision_tower
-        layers, deep = model.config.vision_feature_layer, model.config.vision_config.num_hidden_layers
-        self._layers = [one % (deep + 1) for one in ([layers] if isinstance(layers, int) else layers)]
-        self._attending = deep - 2
-        """Layers before the one whose CLS attention is asked for."""
-        self._read_tower = _without_unread_layers(self.vision_tower, max(*self._layers, self._attending))
 
     def preprocess(self, image: Image) -> Mapping[str, Any]:
         """pixel_values (3, H, W), or (crops, 3, H, W) where images are cut into crops; `shape` and `box`."""
@@ -135,28 +129,22 @@ class LlavaAdapter(Adapter):
 
     def _look(self, pixels: Tensor, cls_attention: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Pixels (B, 3, H, W) to features (B, n, d_v), projector outputs (B, n, d), CLS attention (B, n) if asked."""
-        core = self.model.model
+        core, config = self.model.model, self.model.config
         pixels = pixels.to(self.embeddings.weight.device, self.embeddings.weight.dtype)
-        hidden = self._read_tower(pixels, output_hidden_states=True, return_dict=True).hidden_states
+        hidden = core.vision_tower(pixels, output_hidden_states=True, return_dict=True).hidden_states
+        layers = config.vision_feature_layer
         first = 1 if self.architecture.skips_cls else 0
-        features = torch.cat([hidden[layer][:, first:] for layer in self._layers], dim=-1)
+        layers = [layers] if isinstance(layers, int) else layers
+        features = torch.cat([hidden[layer][:, first:] for layer in layers], dim=-1)
         attention = self._cls_attention(hidden) if cls_attention else features.new_empty(len(features), 0)
         return features, core.multi_modal_projector(features), attention
 
     def _cls_attention(self, hidden: Sequence[Tensor]) -> Tensor:
         """That of the tower's penultimate layer, computed separately, so that the tower keeps its fast attention."""
-        layer = self.model.model.vision_tower.encoder.layers[self._attending]
-        attention, states = layer.self_attn, layer.layer_norm1(hidden[self._attending])
+        layer = self.model.model.vision_tower.encoder.layers[-2]
+        attention, states = layer.self_attn, layer.layer_norm1(hidden[-3])
         query, key = attention.q_proj(states[:, 0]), attention.k_proj(states)
         return cls_attention(query, key, attention.num_heads) / attention.num_heads
-
-
-def _without_unread_layers(tower: Any, layers: int) -> Any:
-    """The tower's first `layers` layers as a tower of their own; its weights are the same."""
-    encoder, read = copy(tower.encoder), copy(tower)
-    encoder._modules = {**encoder._modules, "layers": encoder.layers[:layers]}
-    read._modules = {**read._modules, "encoder": encoder}
-    return read
 
 
 def _strategy(config: Any) -> str:

@@ -217,16 +217,3 @@ def test_weights_that_are_not_safetensors_are_refused(tiny_llava, tmp_path):
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
         load_adapter(Checkpoint(tmp_path))
-
-
-@pytest.mark.parametrize("attention", [False, True])
-def test_tower_layers_that_nobody_reads_do_not_run(tiny_llava, plain, noise, attention):
-    model, _ = plain
-    adapter = load_adapter(Checkpoint(tiny_llava))
-    with torch.no_grad():
-        for weight in adapter.vision_tower.encoder.layers[-1].parameters():
-            weight.fill_(torch.nan)
-    pixels = adapter.preprocess(noise(64, 48))
-    [image] = adapter.encode([pixels], cls_attention=attention)
-    hidden = model.model.vision_tower(pixels["pixel_values"][None], output_hidden_states=True).hidden_states
-    assert torch.equal(image.features, hidden[model.config.vision_feature_layer][0, 1:])
