@@ -12,6 +12,8 @@ from covervlm.server.clip.methods.registry import method_class, method_names
 from tests.server.api.clip_app import SHAPES, finished, urls
 from tests.server.api.test_clip_crash import server
 
+# Two servers and two dozen jobs, however busy the machine is.
+pytestmark = pytest.mark.timeout(900)
 LEARNERS = [(kind, name) for kind in ("fit", "train", "choose", "project") for name in method_names(kind)]
 PLACE = {"fit": "classifiers", "train": "classifiers", "choose": "classifiers", "project": "projections"}
 IMAGES = urls(8)
