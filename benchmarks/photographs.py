@@ -23,12 +23,14 @@ import matplotlib.pyplot as plt
 import torch
 from evaluation.in_process import selections
 from evaluation.question_sets import question_set, scene_of
+from evaluation.variants import measured, measured_names
 from PIL import Image
 
-from covervlm.pruners import Objective, PruneInput, get_pruner, pruner_names
-from covervlm.server.demo import model_path
+from covervlm.pruners import Objective, PruneInput
+from covervlm.server.demo import clip_path, model_path
 from covervlm.server.models.base import Adapter
 from covervlm.server.models.checkpoint import Checkpoint, load_adapter
+from covervlm.server.selection.clip_relevance import ClipRelevance
 
 ROOT = Path(__file__).parents[1]
 PHOTOGRAPHS = (
@@ -37,7 +39,7 @@ PHOTOGRAPHS = (
     *("motorcycle_left.png", "page.png", "retina.jpg", "rocket.jpg", "text.png"),
 )
 BUDGETS = (4, 8, 16, 32, 64, 128, 192)
-METHODS = tuple(name for name in pruner_names() if name != "none")
+METHODS = tuple(name for name in measured_names() if name != "none")
 REFERENCE = "mmtok"
 QUESTION = "What is in the image?"
 HEADING = "\n## Photographs\n"
@@ -69,14 +71,22 @@ def drawn_scenes(count: int) -> Iterable[Image.Image]:
 @torch.inference_mode()
 def measure(adapter: Adapter, images: Iterable[Image.Image]) -> Kept:
     """Every method is asked the same question about every picture; coverage is of the picture alone."""
-    params = adapter.architecture.pruner_params
-    pruners = {name: get_pruner(name, **params.get(name, {})) for name in METHODS}
+    pruners = {name: measured(name, **adapter.architecture.pruner_params) for name in METHODS}
+    clip = ClipRelevance(str(clip_path()), adapter)
     text = adapter.question_embeddings(QUESTION)
     kept = Kept()
     for seed, image in enumerate(images):
         [encoded] = adapter.encode([adapter.preprocess(image)], cls_attention=True)
         [part] = encoded.layout.parts
-        seen = PruneInput(encoded.tokens, encoded.features, text, None, part.grid, encoded.cls_attention, seed)
+        seen = PruneInput(
+            tokens=encoded.tokens,
+            features=encoded.features,
+            text=text,
+            grid=part.grid,
+            cls_attention=encoded.cls_attention,
+            clip_cosines=clip.cosines(encoded.features, clip.text(QUESTION)),
+            seed=seed,
+        )
         ours = pruners[REFERENCE]
         alone = replace(seen, text=None)
         objective = Objective([alone], tau_text=ours.tau_text, tau_vision=ours.tau_vision, alpha=ours.alpha)

@@ -10,7 +10,6 @@ has seen them (benchmarks/demo_model/splits.py); use `--split tuning` to try som
 """
 
 import argparse
-import asyncio
 import hashlib
 import json
 import os
@@ -30,9 +29,9 @@ from evaluation.question_sets import DEFAULT_KINDS, SETS, SPLITS, Item, question
 from evaluation.records import UNPRUNED, Cell, Records
 from evaluation.reference import Reference
 from evaluation.report import SetResults, write_markdown, write_plot
+from evaluation.variants import NOTES, UNSERVED, measured_names
 from tqdm import tqdm
 
-from covervlm.pruners import pruner_names
 from covervlm.server.demo import model_path
 
 Wanted = list[tuple[Item, list[Cell]]]
@@ -45,28 +44,19 @@ def missing(items: Sequence[Item], cells: Sequence[Cell], records: Records) -> W
     return [(item, open_cells) for item, open_cells in wanted if open_cells]
 
 
-def answer_in_process(asker: InProcess, wanted: Wanted, records: Records) -> None:
+def answer(asker: InProcess | OverHTTP, wanted: Wanted, records: Records) -> None:
+    """Ask, and keep every answer as soon as it is there."""
     with tqdm(total=sum(len(cells) for _, cells in wanted), unit="answer", smoothing=0.01) as bar:
-        for answer in asker.ask(wanted):
-            records.add(*answer)
+        for answered in asker.ask(wanted):
+            records.add(*answered)
             bar.update()
 
 
-async def answer_over_http(asker: OverHTTP, wanted: Wanted, records: Records) -> None:
-    with tqdm(total=sum(len(cells) for _, cells in wanted), unit="answer", smoothing=0.01) as bar:
-        async for answer in asker.ask(wanted):
-            records.add(*answer)
-            bar.update()
-
-
-async def check_generate(asker: OverHTTP, reference: Reference, items: Sequence[Item], total: int) -> int:
+def check_generate(asker: OverHTTP, reference: Reference, items: Sequence[Item], total: int) -> int:
     """Ask the server and transformers' own generate the same unpruned questions; returns how many answers differ."""
-    unpruned = Cell(UNPRUNED, total)
-    served = {}
-    with tqdm(total=len(items), desc="server", unit="answer") as bar:
-        async for key, _, _, text in asker.ask([(item, [unpruned]) for item in items]):
-            served[key] = text
-            bar.update()
+    unpruned = [(item, [Cell(UNPRUNED, total)]) for item in items]
+    asked = tqdm(asker.ask(unpruned), total=len(items), desc="server", unit="answer")
+    served = {key: text for key, _, _, text in asked}
     differing = 0
     right = 0
     for item in tqdm(items, desc="generate", unit="answer"):
@@ -107,9 +97,11 @@ def header(arguments: argparse.Namespace, records: Records, asked: int, answers:
             f"a cell and set ({', '.join(arguments.kinds)} in equal numbers) about {sets} of the {arguments.split} "
             "split, at most one of each kind about a scene. "
             f"torch {torch.__version__}, transformers {transformers.__version__}, one thread. {effort}",
-            "In brackets are 95 % intervals: percentile bootstrap, 2,000 resamples of whole scenes. The model is a toy "
+            "In brackets are 95 % intervals that count questions about one scene together: Wilson's of shares, and of "
+            "ratios a percentile bootstrap, 2,000 resamples of whole scenes. The model is a toy "
             "on drawn scenes, which favour methods that cover an image; the ranking says something about the methods, "
             "but the size of the gaps says nothing about a 7B model on photographs.",
+            NOTES,
             f"![Accuracy against vision tokens kept]({arguments.out.with_suffix('.png').name})",
         ]
     )
@@ -120,10 +112,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--url", help="ask the server at this address instead of running the model in this process")
     parser.add_argument("--check-generate", action="store_true", help="compare a server's answers with transformers'")
     parser.add_argument("--model", type=Path, default=model_path(), help="checkpoint folder, the demo model by default")
+    parser.add_argument("--quantization", choices=["none", "int8"], default="none", help="of the model in this process")
     parser.add_argument("--served-model", help="model name to send with --url; the first one listed by default")
     parser.add_argument("--api-key", default="none", help="sent with --url")
     parser.add_argument("--concurrency", type=int, default=16, help="questions under way at once with --url")
-    parser.add_argument("--methods", nargs="+", choices=pruner_names(), help="all by default")
+    parser.add_argument("--methods", nargs="+", choices=measured_names(), help="all by default")
     parser.add_argument("--budgets", type=int, nargs="+", default=[192, 128, 64, 32, 16, 8, 4])
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--questions", type=int, default=600, help="per cell and set")
@@ -138,7 +131,9 @@ def main() -> int:
     arguments = parse()
     torch.set_num_threads(1)
     started = time.time()
-    methods = [method for method in arguments.methods or pruner_names() if method != UNPRUNED]
+    methods = [method for method in arguments.methods or measured_names() if method != UNPRUNED]
+    if arguments.url:
+        methods = [method for method in methods if method not in UNSERVED]
     sets = {
         name: question_set(name, arguments.questions, arguments.kinds, split=arguments.split) for name in arguments.sets
     }
@@ -154,15 +149,14 @@ def main() -> int:
         if http is None:
             raise SystemExit("--check-generate needs --url")
         items = [item for items in sets.values() for item in items]
-        return 1 if asyncio.run(check_generate(http, Reference(arguments.model), items, total)) else 0
-    records = Records(arguments.results, fingerprint(arguments.model), "http" if http else "in-process")
+        return 1 if check_generate(http, Reference(arguments.model), items, total) else 0
+    way = "http" if http else "in-process" + ("" if arguments.quantization == "none" else f", {arguments.quantization}")
+    records = Records(arguments.results, fingerprint(arguments.model), way)
     wanted = [entry for items in sets.values() for entry in missing(items, cells, records)]
     asked = sum(len(open_cells) for _, open_cells in wanted)
     answers = len(cells) * sum(map(len, sets.values()))
-    if http is not None:
-        asyncio.run(answer_over_http(http, wanted, records))
-    elif wanted:
-        answer_in_process(InProcess(arguments.model, methods), wanted, records)
+    if wanted:
+        answer(http or InProcess(arguments.model, methods, arguments.quantization), wanted, records)
     spent = time.time() - started
     results = [SetResults.of(name, items, cells, records, total) for name, items in sets.items()]
     write_markdown(arguments.out.with_suffix(".md"), header(arguments, records, asked, answers, spent), results)

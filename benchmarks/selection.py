@@ -3,7 +3,8 @@
     python benchmarks/selection.py                  all sizes, table to the screen and results/selection.md, plot
     python benchmarks/selection.py --quick          the three smallest sizes
     python benchmarks/selection.py --plot docs/selection.png
-    python benchmarks/selection.py --methods        every pruning method whole, at two sizes, beside the affinity
+    python benchmarks/selection.py --methods        every pruning method whole, at two sizes, beside the affinity: the
+                                                    last section of docs/selection.md
 
 "plain" is the formula and the loop as one would write them in torch first: normalise, two products, two softmaxes;
 then a full scan of the matrix per pick. Both sides take turns, each turn a block of consecutive calls, and figures
@@ -23,14 +24,17 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from evaluation.variants import measured, measured_names
 from torch.nn.functional import normalize
 
 from covervlm.kernels import coverage_affinity, greedy_max_coverage, warm_up
-from covervlm.pruners import Objective, PruneInput, get_pruner, pruner_names
+from covervlm.pruners import Objective, PruneInput
 
 SIZES = [(1, 576, 64), (1, 576, 192), (5, 576, 32), (1, 1024, 205), (1, 2880, 160), (1, 2880, 640), (1, 4096, 820)]
 WIDTHS = (1024, 4096)
 WORDS = 8
+ROOT = Path(__file__).parents[1]
+HEADING = "\n## Every method\n"
 BATCH = 32
 BLOCK_MS = 25
 
@@ -79,25 +83,28 @@ def scene(items: int, n: int, width: int, device: str) -> tuple[torch.Tensor, to
     return words.to(device), patches.to(device), (patches + 0.1 * torch.randn_like(patches)).to(device)
 
 
-def medians(calls: list[Callable[[], object]], device: str, turns: int) -> list[float]:
+def medians(
+    calls: list[Callable[[], object]], device: str, turns: int, timer: Callable[[], float] = time.perf_counter
+) -> list[float]:
     """Milliseconds of each call; they take turns, so that the machine's noise affects all alike."""
-    blocks = [[block(call, device) for call in calls] for _ in range(turns)]
+    blocks = [[block(call, device, timer) for call in calls] for _ in range(turns)]
     return [statistics.median(of_call) for of_call in zip(*blocks, strict=True)]
 
 
-def block(call: Callable[[], object], device: str) -> float:
+def block(call: Callable[[], object], device: str, timer: Callable[[], float]) -> float:
     """Median of as many calls as fit in 25 ms, after a first one that warms the caches."""
-    first = clock(call, device)
+    first = clock(call, device, timer)
     if first > BLOCK_MS:
         return first
-    return statistics.median(clock(call, device) for _ in range(max(3, round(BLOCK_MS / first))))
+    return statistics.median(clock(call, device, timer) for _ in range(max(3, round(BLOCK_MS / first))))
 
 
-def clock(call: Callable[[], object], device: str) -> float:
+def clock(call: Callable[[], object], device: str, timer: Callable[[], float]) -> float:
+    """Milliseconds of a call; by the timer on a CPU."""
     if device == "cpu":
-        started = time.perf_counter()
+        started = timer()
         call()
-        return (time.perf_counter() - started) * 1e3
+        return (timer() - started) * 1e3
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     call()
@@ -162,10 +169,11 @@ def batch_ratio(device: str) -> float:
 def methods_table(device: str) -> str:
     """Milliseconds of every method's own work at two sizes, and how many times MMTok's that is.
 
+    On a CPU they are of the processor, all threads together, which other work on the machine hardly changes.
     `pick` alone, with the objective's affinity where a method builds on it; the coverage that a report gives of any
     method's choice takes the affinity's time on top.
     """
-    names = [name for name in pruner_names() if name != "none"]
+    names = [name for name in measured_names() if name != "none"]
     columns = [method_times(names, n, k, device) for n, k in ((576, 64), (2880, 160))]
     lines = ["| method | 576 -> 64 | times mmtok | 2,880 -> 160 | times mmtok |", "| --- | --- | --- | --- | --- |"]
     for row, name in enumerate(["(affinity)", *names]):
@@ -174,18 +182,34 @@ def methods_table(device: str) -> str:
     return "\n".join(lines)
 
 
+def section(device: str, rows: str) -> str:
+    """The last section of docs/selection.md."""
+    unit = "processor time of one thread" if device == "cpu" else "by CUDA events"
+    figures = (
+        f"What each method's own picks take at d = 1,024 in milliseconds, {unit} (torch {torch.__version__}, "
+        f"load average {os.getloadavg()[0]:.1f}), medians of turns in one run, beside the coverage affinity alone. "
+        "Methods that build on the affinity (mmtok, the coverages) include it. `cdpruner_clip` is `cdpruner` with "
+        '`relevance: "clip"`, without the text tower; `mmtok_cen` is no method of the server. Centring and CDPruner '
+        "compute in double precision, which weighs most where there are few tokens."
+    )
+    command = "Written by\n\n    python benchmarks/selection.py --methods"
+    return "\n\n".join([HEADING.rstrip(), command, figures, rows]) + "\n"
+
+
 def method_times(names: list[str], n: int, k: int, device: str) -> list[float]:
     """Milliseconds of the affinity and of every method's picks."""
     text, tokens, features = (one[0] for one in scene(1, n, 1024, device))
     attention = torch.rand(n, generator=torch.Generator().manual_seed(0)).to(device)
-    image = PruneInput(tokens, features, text, grid=(24, n // 24), cls_attention=attention / attention.sum())
+    image = PruneInput(
+        tokens, features, text, grid=(24, n // 24), cls_attention=attention / attention.sum(), clip_cosines=attention
+    )
     calls: list[Callable[[], object]] = [lambda: coverage_affinity(text, tokens, features, check_finite=False)]
     calls += [partial(_picks, name, image, k) for name in names]
-    return medians(calls, device, turns=7 if n < 2000 else 3)
+    return medians(calls, device, 7 if n < 2000 else 3, time.process_time)
 
 
 def _picks(name: str, image: PruneInput, count: int) -> None:
-    pruner = get_pruner(name)
+    pruner = measured(name)
     builds_on_it = name in ("mmtok", "vision_coverage", "text_coverage")
     taus = {"tau_text": pruner.tau_text, "tau_vision": pruner.tau_vision, "alpha": pruner.alpha}
     pruner.pick([image], [count], Objective([image] if builds_on_it else [], **taus))
@@ -236,13 +260,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the three smallest sizes only")
     parser.add_argument("--plot", type=Path, default=Path("results/selection.png"))
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "selection.md", help="of --methods")
     parser.add_argument("--methods", action="store_true", help="time every pruning method, and nothing else")
     arguments = parser.parse_args()
     if arguments.methods:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         warm_up(device)
-        load = os.getloadavg()[0]
-        print(f"{device}, {torch.get_num_threads()} threads, load average {load:.1f}; ms\n\n{methods_table(device)}")
+        torch.set_num_threads(1)
+        text = section(device, methods_table(device))
+        before = arguments.out.read_text(encoding="utf-8").partition(HEADING)[0]
+        arguments.out.write_text(f"{before.rstrip()}\n{text}", encoding="utf-8")
+        print(text)
         return
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     report = []

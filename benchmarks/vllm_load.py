@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from speed.local_server import local_server
-from speed.peers import TORCHVISION_CURE
+from speed.peers import VLLM_ON_ALL_CORES
 from speed.random_llava import save_random_llava
 from speed.streamed import Streamed, ask, http_client
 from speed.workload import IMAGES, Asked, workload
@@ -122,9 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = "demo" if arguments.model == "demo" else str(RANDOM)
     options = ["--model", model, "--served-model-name", "model", "--engine", "vllm"]
     options += ["--vllm-args=--enforce-eager --max-model-len 1024"]
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "PYTHONPATH": str(TORCHVISION_CURE)}
-    # Both of two cores for the worker; vLLM would keep one of them for its front end.
-    environment |= {"VLLM_CPU_OMP_THREADS_BIND": "0-1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "2", **VLLM_ON_ALL_CORES}
     with local_server(options, arguments.python, environment) as url:
         asyncio.run(measure(url, arguments))
     return 0

@@ -186,7 +186,7 @@ async def observe_in_session(classes: int, dimensions: int, images: int = 1000) 
             "benchmark",
             session,
             features[i : i + 1],
-            lambda predictions: {"top": ranked(predictions[0].combined, names, 5)},
+            lambda predictions: {"top": ranked(predictions[0].combined[None], names, 5)},
             key=str(i),
             digest="",
         )

@@ -246,10 +246,11 @@ class Connection:
     async def _fetch(self, url: str) -> bytes:
         """Downloads the file at a URL; the API key is not sent there.
 
-        Raises ValueError where there is none, or where it is too large for a request.
+        Raises ValueError where it cannot be had, or is too large for a request: it is the image that fails, not the
+        server that is asked.
         """
         data = bytearray()
-        with connection_errors():
+        try:
             request = self.http.client.build_request("GET", url)
             response = await self.http.send(request, stream=True, follow_redirects=True)
             try:
@@ -261,6 +262,8 @@ class Connection:
                         raise ValueError(f"the image at {url} has more than {LARGEST_DOWNLOAD} bytes")
             finally:
                 await self.http.close(response)
+        except (httpx.RequestError, httpx.InvalidURL) as error:
+            raise ValueError(f"the image at {url} cannot be fetched: {error or type(error).__name__}") from error
         return bytes(data)
 
 

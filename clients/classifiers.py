@@ -1,10 +1,8 @@
 """Labels for images, by class names alone or by a classifier that the server has learned."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 from urllib.parse import quote
 
 from covervlm.clients.calls import Call, given, listed
@@ -14,6 +12,7 @@ from covervlm.clients.images import Images, image_parts
 from covervlm.clients.jobs import RESULTS, Job
 from covervlm.clients.methods import Asyncio, Blocking, method
 from covervlm.clients.records import Record
+from covervlm.clients.stored import Stored
 from covervlm.clients.tables import Labels
 
 _PATH = "/v1/classifiers"
@@ -93,6 +92,35 @@ def classify(
     return Call("POST", "/v1/classify", Classification.read_list, body, timeout=timeout)
 
 
+def classify_points(
+    images: Images,
+    classes: Sequence[str] | None = None,
+    *,
+    classifier: str | None = None,
+    templates: Sequence[str] | None = None,
+    abstain_below: float = 0.0,
+    model: str | None = None,
+    timeout: float | None = None,
+) -> Call[bytes]:
+    """What `classify` finds, as the bytes of a Parquet file for pandas and viewers of embeddings.
+
+    Columns: `image` (its index), `label`, `confidence`, `margin`, `abstained`, `x` and `y` in the plane in which the
+    embeddings vary most, and `vector`, the embedding.
+    """
+    call = classify(
+        images,
+        classes,
+        classifier=classifier,
+        templates=templates,
+        top=1,
+        abstain_below=abstain_below,
+        model=model,
+        timeout=timeout,
+    )
+    accept = {"Accept": "application/vnd.apache.parquet"}
+    return Call(call.method, call.path, bytes, call.body, headers=accept, timeout=timeout, binary=True)
+
+
 def fit(
     name: str,
     classes: Sequence[str],
@@ -132,7 +160,7 @@ def train(
     classes: Sequence[str] | None = None,
     label_map: Mapping[str, str] | None = None,
     prior: Mapping[str, float] | None = None,
-    method: Literal["auto", "linear", "sea", "tes", "margin", "text_mixup", "groups", "mlp"] | None = None,
+    method: str | None = None,
     parameters: Mapping[str, Any] | None = None,
     templates: Sequence[str] | None = None,
     keep_examples: bool = False,
@@ -161,32 +189,6 @@ def train(
     return Call("POST", _PATH, Job[str].read, body, timeout=timeout, repeatable=False)
 
 
-def get(name: str) -> Call[Classifier]:
-    """A stored classifier: the newest version of `name`, or that of `name@version`."""
-    return Call("GET", _place(name), Classifier.read)
-
-
-def list_all() -> Call[list[Classifier]]:
-    """Every version of all classifiers of this API key, without their reports."""
-    return Call("GET", _PATH, Classifier.read_list)
-
-
-def delete(name: str) -> Call[None]:
-    """Delete all versions of `name`, or that of `name@version`."""
-    return Call("DELETE", _place(name), lambda body: None)
-
-
-def download(name: str) -> Call[bytes]:
-    """The classifier as the bytes of a safetensors file."""
-    return Call("GET", f"{_place(name)}/file", bytes, binary=True)
-
-
-def upload(name: str, file: bytes | str | os.PathLike[str]) -> Call[Classifier]:
-    """Store what `download` gave, from its bytes or the path of its file, as the next version of a name."""
-    content = file if isinstance(file, bytes) else Path(file).read_bytes()
-    return Call("PUT", f"{_place(name)}/file", Classifier.read, content=content, repeatable=False)
-
-
 def upload_embeddings(embeddings: Matrix) -> Call[Upload]:
     """Upload embeddings for later calls of `fit`, e.g. where there are more than one request can hold."""
     return Call("POST", _UPLOADS, Upload.read, content=matrix_file(embeddings), repeatable=False)
@@ -198,14 +200,17 @@ def delete_embeddings(upload: str | Upload) -> Call[None]:
     return Call("DELETE", f"{_UPLOADS}/{quote(name, safe='')}", lambda body: None)
 
 
+_STORED = Stored(_PATH, Classifier)
+
+
 class _Methods:
     fit = method(fit)
     train = method(train)
-    get = method(get)
-    list = method(list_all)
-    delete = method(delete)
-    download = method(download)
-    upload = method(upload)
+    get = method(_STORED.get)
+    list = method(_STORED.list_all)
+    delete = method(_STORED.delete)
+    download = method(_STORED.download)
+    upload = method(_STORED.upload)
     upload_embeddings = method(upload_embeddings)
     delete_embeddings = method(delete_embeddings)
 
@@ -216,7 +221,3 @@ class Classifiers(_Methods, Blocking):
 
 class AsyncClassifiers(_Methods, Asyncio):
     """The same for asyncio."""
-
-
-def _place(name: str) -> str:
-    return f"{_PATH}/{quote(name, safe='')}"

@@ -25,6 +25,7 @@ class _Methods:
     embed_texts = method(embeddings.embed_texts)
     embed_images = method(embeddings.embed_images)
     classify = method(classifiers.classify)
+    classify_points = method(classifiers.classify_points)
     explain = method(explanations.explain)
     cluster = method(clusterings.cluster)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from covervlm.clients.calls import Call, given, listed
 from covervlm.clients.images import Images, image_parts
@@ -57,7 +57,7 @@ def cluster(
     subject: str | None = None,
     words: Sequence[str] | None = None,
     clusters: int | None = None,
-    method: Literal["multi_map", "multi_sub", "clip_kmeans", "coke"] | None = None,
+    method: str | None = None,
     prompt: str | None = None,
     parameters: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -68,7 +68,7 @@ def cluster(
 
     subject: what the images show, e.g. "fruit". words: the aspect's possible values; by default the served model is
     asked for them. clusters: how many; by default the number that fits best. prompt: a sentence that ends in * in
-    the word's place; by default the server chooses one. parameters: the method's.
+    the word's place, or "*" for the word alone; by default the server chooses one. parameters: the method's.
     """
     body = {
         "images": image_parts(images),

@@ -158,18 +158,23 @@ def read_pruning(block: Mapping[str, Any] | None) -> tuple[tuple[PrunedImage, ..
 class PruneOptions(TypedDict, total=False):
     """What all calls about images take. At most one budget; without one the server's default applies.
 
-    keep_tokens: vision tokens to keep of each image, or a list with one count per image. keep_ratio: a share of them.
-    coverage: keep the smallest set that reaches this share of the full set's coverage, of at least min_keep and at
-    most max_keep tokens. method: e.g. mmtok; "none" keeps everything. guide: whose words the selection follows.
+    keep_tokens: vision tokens to keep of each image, or a list with one count per image. keep_tokens_per_crop: of each
+    crop that the model cuts an image into. keep_ratio: a share of them. coverage: keep the smallest set that reaches
+    this share of the full set's coverage, of at least min_keep and at most max_keep tokens. method: e.g. mmtok; "none"
+    keeps everything. parameters: the method's, by name. recipe: "released" does as the methods' released programs do.
+    guide: whose words the selection follows.
     timeout: seconds without a byte from the server. extra_body: further fields of the request's body.
     """
 
     keep_tokens: int | Sequence[int] | None
+    keep_tokens_per_crop: int | None
     keep_ratio: float | None
     coverage: float | None
     min_keep: int | None
     max_keep: int | None
     method: str | None
+    parameters: Mapping[str, Any] | None
+    recipe: Literal["default", "released"] | None
     guide: Guide | None
     timeout: float | None
     extra_body: Mapping[str, Any] | None
@@ -191,7 +196,10 @@ class ChatOptions(PruneOptions, total=False):
     stop: str | Sequence[str] | None
 
 
-_PRUNING = ("keep_tokens", "keep_ratio", "coverage", "min_keep", "max_keep", "method", "guide", "return_indices")
+_PRUNING = (
+    *("keep_tokens", "keep_tokens_per_crop", "keep_ratio", "coverage", "min_keep", "max_keep"),
+    *("method", "parameters", "recipe", "guide", "return_indices"),
+)
 _SAMPLING = ("max_tokens", "temperature", "top_p", "seed", "stop")
 _SPELLED = {"min_keep": "min_tokens", "max_keep": "max_tokens", "max_tokens": "max_completion_tokens"}
 """Options that have another name in the request's body."""

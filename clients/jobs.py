@@ -86,6 +86,11 @@ def forget(job: str | Job[R]) -> Call[Job[R]]:
     return Call("DELETE", f"/v1/jobs/{_id_of(job)}?forget=true", Job[R].read, repeatable=False)
 
 
+def points(job: str | Job[Any]) -> Call[bytes]:
+    """A finished clustering as the bytes of a Parquet file: each image's index, `label`, `x` and `y`."""
+    return Call("GET", f"/v1/jobs/{_id_of(job)}/points", bytes, binary=True)
+
+
 def _id_of(job: str | Job[Any]) -> str:
     return job if isinstance(job, str) else job.id
 
@@ -139,6 +144,7 @@ class _Methods:
     list = method(list_all)
     cancel = method(cancel)
     forget = method(forget)
+    points = method(points)
 
 
 class Jobs(_Methods, Blocking):

@@ -1,11 +1,8 @@
 """Spaces for search that the server learns from examples, each an embedding model of its own."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import quote
+from typing import Any
 
 from covervlm.clients.calls import Call, given
 from covervlm.clients.embeddings import Matrix
@@ -14,6 +11,7 @@ from covervlm.clients.images import Images
 from covervlm.clients.jobs import RESULTS, Job
 from covervlm.clients.methods import Asyncio, Blocking, method
 from covervlm.clients.records import Record
+from covervlm.clients.stored import Stored
 from covervlm.clients.tables import Labels
 
 _PATH = "/v1/projections"
@@ -53,7 +51,7 @@ def train(
     uploads: Sequence[str | Upload] = (),
     ids: Sequence[str] | None = None,
     label_map: Mapping[str, str] | None = None,
-    method: Literal["soft_triple", "coins", "kda"] | None = None,
+    method: str | None = None,
     parameters: Mapping[str, Any] | None = None,
     seed: int = 0,
     model: str | None = None,
@@ -77,39 +75,16 @@ def train(
     return Call("POST", _PATH, Job[str].read, body, timeout=timeout, repeatable=False)
 
 
-def get(name: str) -> Call[SearchSpace]:
-    """A stored projection: the newest version of `name`, or that of `name@version`."""
-    return Call("GET", _place(name), SearchSpace.read)
-
-
-def list_all() -> Call[list[SearchSpace]]:
-    """Every version of all projections of this API key, without their reports."""
-    return Call("GET", _PATH, SearchSpace.read_list)
-
-
-def delete(name: str) -> Call[None]:
-    """Delete all versions of `name`, or that of `name@version`."""
-    return Call("DELETE", _place(name), lambda body: None)
-
-
-def download(name: str) -> Call[bytes]:
-    """The projection as the bytes of a safetensors file."""
-    return Call("GET", f"{_place(name)}/file", bytes, binary=True)
-
-
-def upload(name: str, file: bytes | str | os.PathLike[str]) -> Call[SearchSpace]:
-    """Store what `download` gave, from its bytes or the path of its file, as the next version of a name."""
-    content = file if isinstance(file, bytes) else Path(file).read_bytes()
-    return Call("PUT", f"{_place(name)}/file", SearchSpace.read, content=content, repeatable=False)
+_STORED = Stored(_PATH, SearchSpace)
 
 
 class _Methods:
     train = method(train)
-    get = method(get)
-    list = method(list_all)
-    delete = method(delete)
-    download = method(download)
-    upload = method(upload)
+    get = method(_STORED.get)
+    list = method(_STORED.list_all)
+    delete = method(_STORED.delete)
+    download = method(_STORED.download)
+    upload = method(_STORED.upload)
 
 
 class Projections(_Methods, Blocking):
@@ -118,7 +93,3 @@ class Projections(_Methods, Blocking):
 
 class AsyncProjections(_Methods, Asyncio):
     """The same for asyncio."""
-
-
-def _place(name: str) -> str:
-    return f"{_PATH}/{quote(name, safe='')}"

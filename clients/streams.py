@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -55,7 +55,7 @@ def create(
     classes: Sequence[str],
     horizon: int,
     *,
-    method: Literal["onzeta", "coke"] | None = None,
+    method: str | None = None,
     templates: Sequence[str] | None = None,
     parameters: Mapping[str, Any] | None = None,
     model: str | None = None,

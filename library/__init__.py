@@ -27,7 +27,14 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         from importlib import import_module
 
-        return getattr(import_module(_HOMES[name]), name)
+        try:
+            return getattr(import_module(_HOMES[name]), name)
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").partition(".")[0]
+            if missing == "covervlm":
+                raise
+            advice = f"covervlm.{name} needs {missing}; get it with: pip install 'covervlm[server]'"
+            raise ModuleNotFoundError(advice, name=error.name) from None
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -28,6 +28,8 @@ class PruneInput:
     allowed: (n,) bool, False for patches that hold padding only; None means all are allowed.
     grid: (rows, columns) with rows * columns = n, tokens in raster order; None where there is no grid.
     cls_attention: (n,) attention of the CLS token, averaged over heads; present only if the method asks for it.
+    clip_cosines: (n,) cosine of every patch to the question in CLIP's shared space; present only if the method asks for
+        it, and there is a question.
     seed: randomness that a method may draw on, so that a selection depends on its request alone.
     """
 
@@ -37,6 +39,7 @@ class PruneInput:
     allowed: Tensor | None = None
     grid: tuple[int, int] | None = None
     cls_attention: Tensor | None = None
+    clip_cosines: Tensor | None = None
     seed: int = 0
 
     @property
@@ -143,8 +146,15 @@ class Pruner:
     """Whether `PruneInput.cls_attention` must be present."""
     nested: ClassVar[bool] = True
     """Whether `pick` with a smaller count returns the first picks of a larger one, as a coverage budget needs."""
+    scales_pictures: ClassVar[bool] = False
+    """Whether a budget is met by a smaller picture, of which the method keeps all."""
     joins_crops: ClassVar[bool] = False
     """Whether the method's release picks over all crops of an image at once, which the released recipe follows."""
+
+    @property
+    def uses_clip(self) -> bool:
+        """Whether `PruneInput.clip_cosines` must be present beside a question's words."""
+        return False
 
     def __post_init__(self) -> None:
         for name in ("tau_text", "tau_vision", "alpha"):
@@ -253,6 +263,7 @@ def _checked(pruner: Pruner, image: PruneInput, i: int) -> PruneInput:
         ("features", image.features, (n, None)),
         ("text", image.text, (None, image.tokens.shape[-1])),
         ("cls_attention", image.cls_attention, (n,)),
+        ("clip_cosines", image.clip_cosines, (n,)),
         ("allowed", image.allowed, (n,)),
     ]
     for name, tensor, shape in shapes:
@@ -271,6 +282,8 @@ def _checked(pruner: Pruner, image: PruneInput, i: int) -> PruneInput:
         raise ValueError(f"grid {image.grid} of input {i} does not hold {n} tokens")
     if pruner.uses_cls_attention and image.cls_attention is None:
         raise ValueError(f"{type(pruner).__name__} needs cls_attention, which input {i} lacks")
+    if pruner.uses_clip and _words(image) and image.clip_cosines is None:
+        raise ValueError(f"{type(pruner).__name__} needs clip_cosines, which input {i} lacks")
     if image.allowed is not None:
         if image.allowed.dtype != torch.bool:
             raise ValueError(f"allowed of input {i} has dtype {image.allowed.dtype}, expected torch.bool")

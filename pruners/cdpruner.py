@@ -20,18 +20,23 @@ _ROWS_AT_ONCE = 32
 class CDPruner(Pruner):
     """Greedy MAP of a determinantal point process with kernel diag(r) S diag(r).
 
-    S: cosine similarity of the projector outputs. r: relevance, the mean cosine similarity of a projector output to the
-    question's words, scaled to [0, 1] over the allowed tokens; 1 everywhere without text or where all are alike.
-    Tokens that add no volume (the kernel's rank is spent) follow in order of relevance.
+    S: cosine similarity of the projector outputs. r: relevance, scaled to [0, 1] over the allowed tokens; 1 everywhere
+    without text or where all are alike. Tokens that add no volume (the kernel's rank is spent) follow in order of
+    relevance.
 
-    relevance: "words" are the language model's embeddings of them. The release asks CLIP's text tower instead, which
-    the checkpoints served here do not have; its figures are those of another method.
+    relevance: "clip" is the release's, the negative cosine of a patch to the question in CLIP's shared space, for
+    models whose tower is that of a CLIP checkpoint which is there with its text tower. "words", for any model, is
+    another method: the mean cosine of a projector output to the language model's embeddings of the question's words.
     """
 
-    relevance: Literal["words"] = "words"
+    relevance: Literal["words", "clip"] = "words"
 
     uses_text: ClassVar[bool] = True
     view: ClassVar[View] = staticmethod(plain)
+
+    @property
+    def uses_clip(self) -> bool:
+        return self.relevance == "clip"
 
     def pick(self, inputs: Sequence[PruneInput], counts: Sequence[int], objective: Objective) -> list[Tensor]:
         picks = []
@@ -39,11 +44,18 @@ class CDPruner(Pruner):
             places = image.places
             tokens = image.tokens[places]
             units, weights = self.view(tokens)
-            picks.append(places[_greedy_map(units, weights * _relevance(tokens, image.text), count)])
+            relevance = self._of_clip(image) if self.uses_clip else _of_words(tokens, image.text)
+            picks.append(places[_greedy_map(units, weights * relevance, count)])
         return picks
 
+    def _of_clip(self, image: PruneInput) -> Tensor:
+        """(allowed tokens,) float64 in [0, 1]: the less a patch is like the question, the more relevant it is."""
+        if image.clip_cosines is None:
+            return torch.ones(len(image.places), dtype=torch.float64, device=image.tokens.device)
+        return scaled(-image.clip_cosines[image.places].double())
 
-def _relevance(tokens: Tensor, text: Tensor | None) -> Tensor:
+
+def _of_words(tokens: Tensor, text: Tensor | None) -> Tensor:
     """(n,) float64 relevance in [0, 1] of tokens (n, d) to text (m, d)."""
     if text is None or len(text) == 0:
         return torch.ones(len(tokens), dtype=torch.float64, device=tokens.device)

@@ -23,6 +23,7 @@ _METHODS: dict[str, tuple[str, str]] = {
     "holov": ("covervlm.pruners.holov", "HoloV"),
     "random": ("covervlm.pruners.random", "Random"),
     "uniform": ("covervlm.pruners.uniform", "Uniform"),
+    "resize": ("covervlm.pruners.resize", "Resize"),
     "none": ("covervlm.pruners.none", "KeepAll"),
 }
 

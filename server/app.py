@@ -38,7 +38,8 @@ class Application:
         self._asker = wiring.build_asker(settings, engine)
         self.drain = Drain()
         self._forecaster, budget = wiring.build_forecast(settings, engine)
-        keys, memory = Keys(settings.key_hashes), InFlight(int(settings.max_inflight_bytes), FreedMemory())
+        keys, freed = Keys(settings.key_hashes), FreedMemory()
+        memory = InFlight(int(settings.max_inflight_bytes), freed, freed.at_rest)
         metrics = Metrics(engine, model=settings.model_name)
         metrics.watch_inflight(lambda: memory.bytes)
         metrics.watch_forecast(lambda: self._forecaster.outlook)
@@ -46,6 +47,7 @@ class Application:
             metrics.watch_clip(self._clip.stats)
         if budget is not None:
             metrics.watch_adaptive_budget(lambda: budget.observe(engine.stats().waiting))
+        self._shadows = wiring.build_shadows(settings, engine, memory, metrics, budget)
         prepare = wiring.build_preparation(settings, engine, self._images, self._asker, budget)
         self.app = FastAPI(
             title="covervlm",
@@ -58,9 +60,20 @@ class Application:
             redoc_url=None,
         )
         errors.install(self.app)
-        wiring.add_middleware(self.app, settings, keys, metrics, tracing, memory, self.drain, self._forecaster)
+        wiring.add_middleware(
+            self.app, settings, keys, metrics, tracing, memory, self.drain, self._forecaster, self._shadows
+        )
         wiring.add_routes(
-            self.app, settings, engine, self._clip, self._images, self._asker, prepare, metrics, self._forecaster
+            self.app,
+            settings,
+            engine,
+            self._clip,
+            self._images,
+            self._asker,
+            prepare,
+            metrics,
+            self._forecaster,
+            self._shadows,
         )
         public = PROBES if keys else None
         openapi.document(self.app, [ChatCompletionChunk], without_key=public, methods=settings.pruning_methods)
@@ -74,9 +87,13 @@ class Application:
             with startup_failures(f"cannot serve the CLIP model {self._clip.name!r}"):
                 await self._clip.start()
         await self._forecaster.start()
+        if self._shadows is not None:
+            self._shadows.start()
 
     async def stop(self) -> None:
         """Finish what runs and let go of everything."""
+        if self._shadows is not None:
+            await self._shadows.stop()
         await self._forecaster.stop()
         await self._images.close()
         await self._asker.close()

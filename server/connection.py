@@ -15,7 +15,10 @@ log = logging.getLogger(__name__)
 MOST_HEAD_BYTES = 64 * 1024
 MOST_HEADERS = 100
 MOST_FRAMING = 4
-"""Bytes on the wire for each byte of a body, beside as many as a head may have."""
+"""Bytes on the wire for each byte of a body, beside _FRAMING_AT_FIRST."""
+_FRAMING_AT_FIRST = 4 * 1024
+_SLICE = 8 * 1024
+"""Bytes that are parsed before it is looked at what they were: every chunk is a call, however short."""
 LINGER_SECONDS = 2.0
 """How long a client may go on sending a refused body; closing at once could lose the answer."""
 
@@ -46,9 +49,10 @@ class Connection(HttpToolsProtocol):
         self._send_timeout = send_timeout
         self._overdue: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
-        self._in_body = False
+        self._in_body = self._chunked = False
         self._arrived = 0
         self._taken = 0
+        self._pieces: list[bytes] = []
         self._head = 0
         self._over = False
 
@@ -64,13 +68,11 @@ class Connection(HttpToolsProtocol):
         if self._over or self.transport.is_closing():
             return
         self._unset_keepalive_if_required()
-        self._arrived += len(data)
         try:
-            self._parse(data)
-            if not self._in_body and self._arrived - len(data) > MOST_HEAD_BYTES:
-                raise Refused(431, "The request's head is too long.")
-            if self._in_body and self._arrived > MOST_HEAD_BYTES + MOST_FRAMING * self._taken:
-                raise Refused(400, "The body's chunks are too small; send larger ones.")
+            while data:
+                whole = self._in_body and not self._chunked
+                self._take(data if whole else data[:_SLICE])
+                data = b"" if whole else data[_SLICE:]
         except Refused as refused:
             self._refuse(refused)
         except httptools.HttpParserError as error:
@@ -91,6 +93,28 @@ class Connection(HttpToolsProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self._was_read()
+
+    def _take(self, data: bytes) -> None:
+        began = self._in_body
+        self._arrived += len(data)
+        self._parse(data)
+        self._hand_on()
+        if self._in_body and not began:  # how much of these bytes was the head is not known
+            self._arrived = self._taken = 0
+        if not self._in_body and self._arrived - len(data) > MOST_HEAD_BYTES:
+            raise Refused(431, "The request's head is too long.")
+        if self._in_body and self._chunked and self._arrived > _FRAMING_AT_FIRST + MOST_FRAMING * self._taken:
+            raise Refused(400, "The body's chunks are too small; send larger ones.")
+
+    def _hand_on(self) -> None:
+        """Add to the body what has arrived of it, in one piece: each is a copy of those before."""
+        if not self._pieces:
+            return
+        self.cycle.body += b"".join(self._pieces)
+        self._pieces.clear()
+        if len(self.cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+            self.cycle.message_event.set()
 
     def _parse(self, data: bytes) -> None:
         while data:
@@ -152,18 +176,17 @@ class Connection(HttpToolsProtocol):
         if hosts > 1 or (not hosts and self.parser.get_http_version() != "1.0"):
             raise Refused(400, "A request must have exactly one Host header.")
         super().on_headers_complete()
+        self._chunked = any(name == b"transfer-encoding" for name, _ in self.headers)
         self._in_body, self._arrived, self._taken = True, 0, 0
 
     def on_body(self, body: bytes) -> None:
         """The application is woken for much, not for every chunk."""
         self._taken += len(body)
-        self.cycle.body += body
-        if len(self.cycle.body) > HIGH_WATER_LIMIT:
-            self.flow.pause_reading()
-            self.cycle.message_event.set()
+        self._pieces.append(body)
 
     def on_message_complete(self) -> None:
         if not self.parser.should_upgrade():
+            self._hand_on()
             self._in_body, self._arrived = False, 0
             super().on_message_complete()
 

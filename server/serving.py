@@ -9,9 +9,12 @@ import os
 import shlex
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
 from types import FrameType
+from typing import Any
 
 import anyio.to_thread
 import uvicorn
@@ -23,6 +26,7 @@ from covervlm.server.app import Application
 from covervlm.server.connection import Connection
 from covervlm.server.demo import example_scenes
 from covervlm.server.engines.registry import StartupError, build_engine
+from covervlm.server.limits.hosts import is_loopback
 from covervlm.server.settings import Settings, SettingsError, unknown_variables
 from covervlm.server.telemetry import logs
 
@@ -32,6 +36,9 @@ _SHORT_WORK = 8
 """Threads for what takes milliseconds and stays off the event loop, such as reading long bodies."""
 _FILES = 4
 """Threads in which the framework reads the playground's files."""
+_TURN_SECONDS = 0.0005
+"""How long a thread that computes in Python keeps others waiting, the event loop among them: it gives up its turn at
+each system call, of which a request takes many, so Python's own 5 ms add up."""
 _BACKLOG = 128
 """asyncio accepts up to this many connections in a row, and logs as many lines where no file can be opened."""
 
@@ -68,6 +75,7 @@ class Server(uvicorn.Server):
 
 async def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises SettingsError or StartupError where that cannot begin."""
+    sys.setswitchinterval(_TURN_SECONDS)
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(_SHORT_WORK, thread_name_prefix="short-work"))
     anyio.to_thread.current_default_thread_limiter().total_tokens = _FILES
@@ -86,9 +94,22 @@ async def serve(settings: Settings) -> None:
     except StartupError:
         await engine.stop()
         raise
+    if warning := open_to_others(settings):
+        log.warning("%s", warning)
     spare_what_is_loaded()
-    greet = functools.partial(_greet, settings, _url(listener, "https" if config.is_ssl else "http"))
+    url, everywhere = address(listener.getsockname(), "https" if config.is_ssl else "http")
+    greet = functools.partial(_greet, settings, url, everywhere)
     await Server(config, greet, application.drain, settings.drain_seconds).serve([listener])
+
+
+def open_to_others(settings: Settings) -> str | None:
+    """A remark where other machines reach a server that asks for no key."""
+    if settings.key_hashes or is_loopback(settings.host):
+        return None
+    return (
+        f"everybody who reaches {settings.host} may use this server, since it has no keys; give it --api-key or "
+        "--api-keys-file, or listen on 127.0.0.1"
+    )
 
 
 def spare_what_is_loaded() -> None:
@@ -121,19 +142,25 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     )
 
 
-def _greet(settings: Settings, url: str) -> None:
+def _greet(settings: Settings, url: str, everywhere: bool) -> None:
     """Tell people, or where machines read the log, the log."""
     if settings.log_format == "json":
         log.info("covervlm serves %s on %s", settings.model_name, url)
     else:
-        print(banner(settings, url), flush=True)
+        print(banner(settings, url, everywhere=everywhere), flush=True)
 
 
-def banner(settings: Settings, url: str) -> str:
-    """What is printed once the server answers: its URL, the page to try it out, and a request to paste."""
+def banner(settings: Settings, url: str, *, everywhere: bool = False) -> str:
+    """What is printed once the server answers: its URL, the page to try it out, and a request to paste.
+
+    everywhere: whether it listens on every address of this machine, of which `url` has one.
+    """
     keys = bool(settings.key_hashes)
     key = ", one of the server's keys in its COVERVLM_API_KEY" if keys else ""
-    lines = ["", f"covervlm serves {settings.model_name} on {url}", f"Try it in a browser: {url}/"]
+    lines = ["", f"covervlm serves {settings.model_name} on {url}"]
+    if everywhere:
+        lines.append("It listens on every address of this machine; others reach it by its name or one of these.")
+    lines.append(f"Try it in a browser: {url}/")
     lines += [f"Ask it about a picture, from another terminal{key}:", ""]
     return "\n".join([*lines, example_request(settings.model_name, url, with_key=keys), ""])
 
@@ -183,6 +210,10 @@ def _load_certificate(config: uvicorn.Config) -> None:
         raise SettingsError(f"ssl_certfile {config.ssl_certfile}{key}: {reason}") from None
 
 
-def _url(listener: socket.socket, scheme: str) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+def address(bound: tuple[Any, ...], scheme: str) -> tuple[str, bool]:
+    """A URL that this machine can open, and whether the socket is bound to all addresses. bound: of `getsockname`."""
+    host, port = bound[:2]
+    everywhere = ip_address(host.partition("%")[0]).is_unspecified
+    if everywhere:  # no address to connect to, although some systems take it for this machine
+        host = "::1" if ":" in host else "127.0.0.1"
+    return (f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"), everywhere

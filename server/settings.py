@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, ByteSize, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -62,6 +62,7 @@ SECTIONS = {
     "pruning": "method",
     "requests at once": "max_running",
     "guide 'agent'": "agent_tokens",
+    "comparing with the unpruned model": "shadow",
     "time limits": "receive_timeout",
     "sizes": "max_inflight_bytes",
     "images at URLs": "remote_media",
@@ -75,6 +76,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="COVERVLM_", frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
     )
+    from_outside: ClassVar[bool] = True
+    """Whether the environment and the TOML file are read."""
 
     config: Path | None = None
     """TOML file with these options; flags and environment win over it"""
@@ -91,6 +94,8 @@ class Settings(BaseSettings):
     """auto, cpu, cuda or cuda:N"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """what the model computes in; auto is float32 on a CPU and the checkpoint's own on a GPU"""
+    quantization: Literal["none", "int8"] = "none"
+    """int8 rounds the language model's weights on a CPU: quicker answers in less memory, not quite the same"""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of the model; by default torch decides"""
     tool_format: Literal["hermes", "mistral", "llama3_json", "json"] | None = None
@@ -108,7 +113,7 @@ class Settings(BaseSettings):
     """most seconds that an image waits until its stream is saved"""
 
     host: str = "127.0.0.1"
-    """address to listen on; 0.0.0.0 means every address of this machine, which needs --api-key"""
+    """address to listen on; 0.0.0.0 means every address of this machine; set --api-key then"""
     allowed_hosts: Texts = ()
     """host names that requests may use, e.g. vlm.example.com, or * for any; by default any, but only this machine's own
     names where --host is a loopback address"""
@@ -152,7 +157,7 @@ class Settings(BaseSettings):
 
     method: str = "mmtok"
     """pruning method where a request names none: mmtok, vision_coverage, text_coverage, divprune, divprune_cen,
-    cls_attention, cdpruner, cdpruner_cen, scope, holov, random, uniform or none"""
+    cls_attention, cdpruner, cdpruner_cen, scope, holov, random, uniform, resize or none"""
     pruning_methods: Texts = ()
     """methods that a request may name beside none, e.g. mmtok,uniform; by default all that are built in or installed"""
     recipe: Recipe = "default"
@@ -189,6 +194,16 @@ class Settings(BaseSettings):
     agent_timeout: float = Field(default=5.0, gt=0)
     """seconds until a request goes on without its agent"""
 
+    shadow: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
+    """share of the pruned answers that are compared with the unpruned model afterwards, while nobody waits, e.g. 0.01;
+    what is seen goes to the metrics"""
+    shadow_seed: int = 0
+    """what the share is drawn by"""
+    shadow_waiting: int = Field(default=64, ge=1)
+    """answers that wait to be compared before further ones are left out"""
+    shadow_bytes: ByteSize = Field(default=ByteSize(256 * MIB), ge=0)
+    """memory of their images; part of --max-inflight-bytes, and given back where a request needs it"""
+
     receive_timeout: float = Field(default=60.0, gt=0)
     """seconds that a request's head, and then its body, may take to arrive; a long body has a second more for each
     256 KiB"""
@@ -212,19 +227,19 @@ class Settings(BaseSettings):
     max_images: int = Field(default=8, ge=0)
     """most images and videos in one request"""
     max_video_frames: int = Field(default=64, ge=1)
-    """most frames of a video"""
+    """most frames of a video, or that are sampled from a video file"""
     max_video_bytes: ByteSize = Field(default=ByteSize(48 * MIB), ge=1)
-    """largest video, all encoded frames together"""
+    """largest video: a file, or all encoded frames of a list together"""
     max_video_pixels: int = Field(default=64_000_000, ge=1)
-    """most pixels of a video, frames times width times height"""
+    """most pixels of a video, frames times width times height; fewer frames are sampled from a file"""
     remote_media: bool = True
-    """fetch images at http(s) URLs, from public addresses only; --no-remote-media turns it off"""
+    """fetch images and videos at http(s) URLs, from public addresses only; --no-remote-media turns it off"""
     allowed_media_hosts: Texts = ()
     """the only hosts to fetch from, e.g. img.example.com,.cdn.example.com; by default any"""
     allowed_media_networks: Texts = ()
     """non-public networks to fetch from all the same, e.g. 10.1.0.0/16; by default none"""
     allowed_media_dir: Path | None = None
-    """folder whose images callers may name as file:///...; by default none"""
+    """folder whose images and videos callers may name as file:///...; by default none"""
     max_media_redirects: int = Field(default=3, ge=0)
     """redirects followed for one image"""
     media_timeout: float = Field(default=10.0, gt=0)
@@ -320,6 +335,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
+        if not cls.from_outside:
+            return (init_settings,)
         return init_settings, env_settings, TomlFile(settings_cls)
 
 
@@ -344,7 +361,8 @@ def one_line(error: ValidationError) -> str:
     name = ".".join(str(part) for part in first["loc"][:1])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        return f"there is no option {name!r}"
+        nearest = get_close_matches(name, Settings.model_fields, 1)
+        return f"there is no option {name!r}" + (f"; is it {nearest[0]!r}?" if nearest else "")
     if not name:
         return message
     return f"{name}: {message[0].lower()}{message[1:]}, not {first['input']!r}"

@@ -2,17 +2,18 @@
 
 import logging
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from covervlm.server.api.conversation import Conversation
-from covervlm.server.api.fingerprint import Fingerprint
+from covervlm.server.api.answer import Conversation
 from covervlm.server.api.middleware.admission import Admission, Drain
 from covervlm.server.api.middleware.boundary import Boundary
 from covervlm.server.api.preparation import ChatDefaults, Preparation
+from covervlm.server.api.report import Fingerprint
 from covervlm.server.api.routes import (
     chat,
     clip,
@@ -30,7 +31,7 @@ from covervlm.server.asking.asker import Asker, EndpointAsker, EngineAsker
 from covervlm.server.core.caller import CallerLimits, Callers, InFlight
 from covervlm.server.core.engine import ChecksImages, Engine, HasVisionTower
 from covervlm.server.core.generation import PruningPolicy
-from covervlm.server.engines.registry import checked_location
+from covervlm.server.engines.registry import clip_location
 from covervlm.server.forecast.forecaster import Forecaster
 from covervlm.server.limits.adaptive_budget import AdaptiveBudget
 from covervlm.server.limits.hosts import Hosts, is_loopback
@@ -41,7 +42,10 @@ from covervlm.server.media.fetch import Fetcher, FetchLimits
 from covervlm.server.media.images import ImageLoader
 from covervlm.server.media.video import VideoLimits, VideoLoader
 from covervlm.server.settings import Settings
+from covervlm.server.shadow.labels import budget_name
+from covervlm.server.shadow.shadows import ShadowConfig, Shadows
 from covervlm.server.telemetry.metrics import Metrics
+from covervlm.server.telemetry.shadow_metrics import ShadowMetrics
 from covervlm.server.telemetry.tracing import Tracing
 
 if TYPE_CHECKING:
@@ -54,22 +58,20 @@ Loader = TypeVar("Loader", bound=ImageLoader)
 
 def build_clip(settings: Settings, engine: Engine) -> "ClipService | None":
     """Not yet started; None where the settings name no CLIP model. torch is imported here."""
-    model = settings.clip_model
-    if model == "auto" and settings.model != "demo":
-        log.info("no CLIP model: embeddings, labels and clusters are off; --clip-model FOLDER or HUB_ID turns them on")
-        return None
-    if model == "auto":
-        model = "demo"
-    if model == "none":
+    path = clip_location(settings)
+    if path is None:
+        if settings.clip_model == "auto":
+            log.info("no CLIP model: no embeddings, labels or clusters; --clip-model FOLDER or HUB_ID turns them on")
         return None
     from covervlm.server.clip.encoder.encoder import ClipEncoder
     from covervlm.server.clip.quotas import Quotas
     from covervlm.server.clip.service import ClipService
     from covervlm.server.clip.sessions import SnapshotInterval
-    from covervlm.server.demo import clip_path
 
-    path = str(clip_path()) if model == "demo" else checked_location("clip_model", model)
-    name = "demo-clip" if model == "demo" else Path(model).resolve().name if Path(model).is_dir() else model
+    model = settings.clip_model
+    name = Path(model).resolve().name if Path(model).is_dir() else model
+    if model in ("auto", "demo"):
+        name = "demo-clip"
 
     def load() -> ClipEncoder:
         encoder = ClipEncoder(path, device=settings.device)
@@ -127,6 +129,29 @@ def build_forecast(settings: Settings, engine: Engine) -> tuple[Forecaster, Adap
     return forecaster, budget
 
 
+def build_shadows(
+    settings: Settings, engine: Engine, memory: InFlight, metrics: Metrics, budget: AdaptiveBudget | None
+) -> Shadows | None:
+    """Not yet started; None where no answer is compared. Budgets of the settings have names in the metrics."""
+    if not settings.shadow:
+        return None
+    policies = [
+        PruningPolicy(keep_tokens=count) for count in (*settings.budget_aliases, *(budget.levels if budget else ()))
+    ]
+    policies.append(chat_defaults(settings).policy)
+    config = ShadowConfig(
+        settings.shadow,
+        settings.shadow_seed,
+        settings.shadow_waiting,
+        int(settings.shadow_bytes),
+        frozenset(map(budget_name, policies)),
+    )
+    observer = ShadowMetrics(metrics.registry)
+    shadows = Shadows(engine, memory, observer, config)
+    observer.watch(shadows.__len__, lambda: shadows.bytes)
+    return shadows
+
+
 def add_middleware(
     app: FastAPI,
     settings: Settings,
@@ -136,6 +161,7 @@ def add_middleware(
     memory: InFlight,
     drain: Drain,
     forecaster: Forecaster,
+    shadows: Shadows | None,
 ) -> None:
     """The one added last is outermost."""
     limits = CallerLimits(
@@ -149,6 +175,7 @@ def add_middleware(
         callers=Callers(limits, memory),
         memory=memory,
         seconds=settings.request_timeout,
+        expected=nullcontext if shadows is None else shadows.expected,
     )
     if settings.cors_origins:
         app.add_middleware(
@@ -205,12 +232,13 @@ def add_routes(
     prepare: Preparation,
     metrics: Metrics,
     forecaster: Forecaster,
+    shadows: Shadows | None,
 ) -> None:
     budgets = settings.budget_range
     adaptive = None if budgets is None else (budgets.floor, budgets.ceiling)
     policy = chat_defaults(settings).policy
     fingerprint = Fingerprint(engine, settings.model, policy)
-    conversation = Conversation(engine, prepare, metrics)
+    conversation = Conversation(engine, prepare, metrics, shadows)
     routers = [
         chat.router(conversation, fingerprint),
         completions.router(engine, prepare, metrics, fingerprint),

@@ -17,7 +17,7 @@ from demo_model.splits import FIRST_SEED
 
 from covervlm.server.cli import main
 from covervlm.server.cli.own_server import own_server
-from evaluation.significance import SceneBootstrap
+from covervlm.server.tuning.intervals import share_interval
 
 SCHEMA = {
     "type": "object",
@@ -67,7 +67,6 @@ def table(scenes: int) -> str:
                 known[str(path)] = right
             seed += 1
         (schema := Path(place) / "schema.json").write_text(json.dumps(SCHEMA))
-        bootstrap = SceneBootstrap(range(scenes))
         options = {"model": "demo", "clip_model": "none", "threads": "1"}
         with own_server(options) as (url, key):
             for number, (row, told) in enumerate(ROWS.items()):
@@ -98,7 +97,7 @@ def table(scenes: int) -> str:
                 columns = [*zip(*hits, strict=True), [all(hit) for hit in hits]]
                 cells = []
                 for column in columns:
-                    share = bootstrap.accuracy(column)
+                    share = share_interval(column, range(scenes))
                     cells.append(f"{share.value:.0%} ({share.low:.0%} to {share.high:.0%})".replace("%", " %"))
                 missing = f"; {scenes - len(read)} without an answer" if len(read) < scenes else ""
                 lines.append(f"| {row}{missing} | {' | '.join(cells)} | {seconds:.0f} |")

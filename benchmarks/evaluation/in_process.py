@@ -14,19 +14,23 @@ import torch.nn.functional as F
 from demo_model.questions import KINDS
 from torch import Tensor
 
-from covervlm.pruners import Objective, PruneInput, Pruner, get_pruner
+from covervlm.pruners import Objective, PruneInput, Pruner
 from covervlm.server.core.generation import ImagePart, Message
+from covervlm.server.demo import clip_path
+from covervlm.server.engines.embedded.int8_weights import quantize
 from covervlm.server.models.base import ImageTokens
 from covervlm.server.models.checkpoint import Checkpoint, load_adapter
+from covervlm.server.selection.clip_relevance import ClipRelevance
 from evaluation.question_sets import Item, scene_of
 from evaluation.records import UNPRUNED, Cell
+from evaluation.variants import measured
 
 BATCH_TOKENS = 4096
 """Prompt tokens of one forward pass."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Scored:
+class Scored:
     """A prompt with the right answer behind it: embeddings (T, d), the answer's ids, and whose it is."""
 
     item: Item
@@ -38,10 +42,12 @@ class _Scored:
 class InProcess:
     """The benchmark's questions asked through the same adapter and pruning methods that the server uses."""
 
-    def __init__(self, model_path: Path | str, methods: Sequence[str]) -> None:
+    def __init__(self, model_path: Path | str, methods: Sequence[str], quantization: str = "none") -> None:
         self.adapter = load_adapter(Checkpoint(model_path))
-        params = self.adapter.architecture.pruner_params
-        self.pruners = {name: get_pruner(name, **params.get(name, {})) for name in methods}
+        if quantization == "int8":
+            quantize(self.adapter)
+        self.pruners = {name: measured(name, **self.adapter.architecture.pruner_params) for name in methods}
+        self.clip = ClipRelevance(str(clip_path()), self.adapter)
 
     @torch.inference_mode()
     def ask(self, wanted: Iterable[tuple[Item, Sequence[Cell]]]) -> Iterator[tuple[str, Cell, bool, str | None]]:
@@ -49,7 +55,7 @@ class InProcess:
 
         Items about one scene should follow each other: only the last scene's tokens are kept.
         """
-        waiting: dict[int, list[_Scored]] = defaultdict(list)
+        waiting: dict[int, list[Scored]] = defaultdict(list)
         looked_at: tuple[str, int] | None = None
         for item, cells in wanted:
             if (item.set, item.seed) != looked_at:
@@ -59,16 +65,16 @@ class InProcess:
                 batch = waiting[scored.cell.keep]
                 batch.append(scored)
                 if len(batch) * len(scored.embeddings) >= BATCH_TOKENS:
-                    yield from self._score(waiting.pop(scored.cell.keep))
+                    yield from self.score(waiting.pop(scored.cell.keep))
         for batch in waiting.values():
-            yield from self._score(batch)
+            yield from self.score(batch)
 
     def _look(self, item: Item) -> ImageTokens:
         cls_attention = any(pruner.uses_cls_attention for pruner in self.pruners.values())
         inputs = self.adapter.preprocess(scene_of(item.set, item.seed).image)
         return self.adapter.encode([inputs], cls_attention=cls_attention)[0]
 
-    def _prompts(self, item: Item, cells: Sequence[Cell], image: ImageTokens) -> Iterator[_Scored]:
+    def _prompts(self, item: Item, cells: Sequence[Cell], image: ImageTokens) -> Iterator[Scored]:
         """The item's prompt with the right answer, for every cell."""
         message = Message("user", (ImagePart(scene_of(item.set, item.seed).image, item.key), item.question))
         prompt = self.adapter.tokenize([message])
@@ -78,17 +84,21 @@ class InProcess:
         for cell, positions in self._keep(item, cells, image):
             embeddings, _ = self.adapter.assemble(prompt, [image], [positions])
             embeddings = torch.cat([embeddings, self.adapter.embeddings(answer_ids)])
-            yield _Scored(item, cell, embeddings, answer_ids)
+            yield Scored(item, cell, embeddings, answer_ids)
 
     def _keep(self, item: Item, cells: Sequence[Cell], image: ImageTokens) -> Iterator[tuple[Cell, Tensor | None]]:
         """The kept positions of every cell; None for the unpruned image."""
         (part,) = image.layout.parts
+        cosines = None
+        if any(self.pruners[cell.method].uses_clip for cell in cells if cell.method != UNPRUNED):
+            cosines = self.clip.cosines(image.features, self.clip.text(item.question))
         with_question = PruneInput(
             tokens=image.tokens,
             features=image.features,
             text=self.adapter.question_embeddings(item.question),
             grid=part.grid,
             cls_attention=image.cls_attention,
+            clip_cosines=cosines,
             seed=question_seed(item),
         )
         budgets: dict[str, list[int]] = defaultdict(list)
@@ -103,7 +113,8 @@ class InProcess:
             for count, positions in selections(pruner, seen, counts).items():
                 yield Cell(method, count), positions
 
-    def _score(self, batch: list[_Scored]) -> Iterator[tuple[str, Cell, bool, str | None]]:
+    def score(self, batch: list[Scored]) -> Iterator[tuple[str, Cell, bool, str | None]]:
+        """What `ask` yields, for prompts that are read together."""
         longest = max(len(scored.embeddings) for scored in batch)
         # Padded on the right, where a causal model cannot see it.
         padded = torch.stack([F.pad(s.embeddings, (0, 0, 0, longest - len(s.embeddings))) for s in batch])

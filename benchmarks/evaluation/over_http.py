@@ -1,15 +1,16 @@
-"""Ask a running server through the `openai` client, a bounded number of questions at a time."""
+"""Ask a running server, a bounded number of questions at a time, as `covervlm tune` does."""
 
-import asyncio
 import base64
 import io
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from openai import AsyncOpenAI
-
+from covervlm.clients import Client
+from covervlm.server.cli.asking import ask, at_once
+from covervlm.server.tuning.trial import same
 from evaluation.in_process import question_seed
 from evaluation.question_sets import Item, scene_of
 from evaluation.records import UNPRUNED, Cell
+from evaluation.variants import PARAMETERS
 
 MAX_TOKENS = 16
 
@@ -22,64 +23,22 @@ def data_url(item: Item) -> str:
 
 
 class OverHTTP:
-    """The benchmark's questions asked of a server at `url`, greedily."""
+    """The benchmark's questions asked of a server at `url`, greedily. model: by default the first that it lists."""
 
     def __init__(self, url: str, model: str | None, api_key: str, concurrency: int) -> None:
-        base = url.rstrip("/")
-        self.client = AsyncOpenAI(base_url=base if base.endswith("/v1") else base + "/v1", api_key=api_key)
-        self.model = model
+        self.client = Client(url, model=model, api_key=api_key)
         self.concurrency = concurrency
 
-    async def model_name(self) -> str:
-        """The model asked for, or the first that the server lists."""
-        if self.model is None:
-            self.model = (await self.client.models.list()).data[0].id
-        return self.model
-
-    async def answer(self, item: Item, cell: Cell) -> str:
+    def answer(self, item: Item, cell: Cell) -> str:
         """The server's answer to one question, without blanks at its ends."""
-        pruning: dict[str, object] = {"method": cell.method}
-        if cell.method != UNPRUNED:
-            pruning["keep_tokens"] = cell.keep
-        image = await asyncio.to_thread(data_url, item)
-        completion = await self.client.chat.completions.create(
-            model=await self.model_name(),
-            messages=[
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "image_url", "image_url": {"url": image}},
-                        {"type": "text", "text": item.question},
-                    ],
-                }
-            ],
-            temperature=0,
-            max_tokens=MAX_TOKENS,
-            seed=question_seed(item),
-            extra_body={"vision_pruning": pruning},
-        )
-        return (completion.choices[0].message.content or "").strip()
+        method, parameters = PARAMETERS.get(cell.method, (cell.method, None))
+        pruned = None if cell.method == UNPRUNED else Cell(method, cell.keep)
+        options = {"max_tokens": MAX_TOKENS, "seed": question_seed(item), "parameters": parameters}
+        return ask(self.client, data_url(item), item.question, pruned, **options).text
 
-    async def ask(
-        self, wanted: Sequence[tuple[Item, Sequence[Cell]]]
-    ) -> AsyncIterator[tuple[str, Cell, bool, str | None]]:
+    def ask(self, wanted: Sequence[tuple[Item, Sequence[Cell]]]) -> Iterator[tuple[str, Cell, bool, str | None]]:
         """Yield (question key, cell, correct, answer) as the answers arrive."""
-        jobs = iter([(item, cell) for item, cells in wanted for cell in cells])
-        running: set[asyncio.Task[tuple[str, Cell, bool, str | None]]] = set()
-
-        async def one(item: Item, cell: Cell) -> tuple[str, Cell, bool, str | None]:
-            text = await self.answer(item, cell)
-            return item.key, cell, text.lower() == item.answer, text
-
-        try:
-            while True:
-                while len(running) < self.concurrency and (job := next(jobs, None)) is not None:
-                    running.add(asyncio.create_task(one(*job)))
-                if not running:
-                    return
-                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    yield task.result()
-        finally:
-            for task in running:
-                task.cancel()
+        jobs = [(item, cell) for item, cells in wanted for cell in cells]
+        for (item, cell), answer in at_once(lambda job: self.answer(*job), jobs, self.concurrency):
+            text = answer.result()
+            yield item.key, cell, same(text, item.answer), text

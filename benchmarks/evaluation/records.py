@@ -4,16 +4,11 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from covervlm.server.tuning.lines import Lines
+from covervlm.server.tuning.search import Cell
+
 UNPRUNED = "none"
 """The method's name of the cell in which nothing is pruned."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One column of the benchmark: a method with the number of vision tokens it keeps."""
-
-    method: str
-    keep: int
 
 
 @dataclass(frozen=True)
@@ -40,17 +35,14 @@ class Records:
         self.path, self.model, self.asked = path, model, asked
         self._known: dict[tuple[str, Cell], Record] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        for line in text.splitlines():
+        self._lines = Lines(path)
+        for line in self._lines.found:
             try:
                 record = Record(**json.loads(line))
             except (json.JSONDecodeError, TypeError):
-                continue  # the line that a run was killed while writing
+                continue  # a line that an older run was killed while writing
             if (record.model, record.asked) == (model, asked):
                 self._known[record.question, record.cell] = record
-        self._file = path.open("a", encoding="utf-8")
-        if text and not text.endswith("\n"):
-            self._file.write("\n")
 
     def __contains__(self, key: tuple[str, Cell]) -> bool:
         return key in self._known
@@ -62,5 +54,4 @@ class Records:
         """Append one answer and write it to disk at once."""
         record = Record(self.model, self.asked, question, cell.method, cell.keep, correct, answer)
         self._known[question, cell] = record
-        self._file.write(json.dumps(asdict(record)) + "\n")
-        self._file.flush()
+        self._lines.add(asdict(record))

@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from covervlm.server.tuning.comparison import compare
-from covervlm.server.tuning.intervals import Estimate
+from covervlm.server.tuning.intervals import Estimate, share_interval
 from evaluation.question_sets import Item
 from evaluation.records import UNPRUNED, Cell, Records
 from evaluation.significance import SceneBootstrap, holm
@@ -51,6 +51,10 @@ class SetResults:
     def of_kind(self, kind: str, correct: Sequence[bool]) -> list[bool]:
         return [c for item, c in zip(self.items, correct, strict=True) if item.kind == kind]
 
+    def accuracy(self, correct: Sequence[bool]) -> Estimate:
+        """The share of right answers."""
+        return share_interval(correct, [item.seed for item in self.items])
+
     def bootstrap(self) -> SceneBootstrap:
         return SceneBootstrap([item.seed for item in self.items])
 
@@ -66,10 +70,9 @@ def _percent(estimate: Estimate) -> str:
 
 def accuracy_table(results: SetResults) -> str:
     """Accuracy with its interval, methods by budgets."""
-    bootstrap = results.bootstrap()
     rows: list[list[str]] = []
     for method in results.methods:
-        cells = [_percent(bootstrap.accuracy(results.correct[Cell(method, k)])) for k in results.budgets]
+        cells = [_percent(results.accuracy(results.correct[Cell(method, k)])) for k in results.budgets]
         rows.append([method, *cells])
     return _table("method", results.budgets, rows)
 
@@ -113,8 +116,7 @@ def kind_table(results: SetResults, kind: str) -> str:
 
 def section(results: SetResults) -> str:
     """Everything about one set of questions."""
-    bootstrap = results.bootstrap()
-    whole = _percent(bootstrap.accuracy(results.unpruned))
+    whole = _percent(results.accuracy(results.unpruned))
     per_kind = []
     for kind in results.kinds:
         share = results.of_kind(kind, results.unpruned)
@@ -149,16 +151,15 @@ def write_plot(path: Path, results: Sequence[SetResults]) -> None:
     """One panel per set: accuracy against tokens kept, with 95 % intervals."""
     figure, panels = plt.subplots(1, len(results), figsize=(6.2 * len(results), 4.6), squeeze=False)
     for panel, result in zip(panels[0], results, strict=True):
-        bootstrap = result.bootstrap()
         budgets = result.budgets[::-1]
         for i, method in enumerate(result.methods):
-            estimates = [bootstrap.accuracy(result.correct[Cell(method, k)]) for k in budgets]
+            estimates = [result.accuracy(result.correct[Cell(method, k)]) for k in budgets]
             style = {"color": f"C{i}", "marker": "os^Dv<>ph"[i % 9], "markersize": 4}
             width = 2.4 if method == "mmtok" else 1.3
             panel.plot(budgets, [100 * e.value for e in estimates], label=method, linewidth=width, **style)
             low, high = [100 * e.low for e in estimates], [100 * e.high for e in estimates]
             panel.fill_between(budgets, low, high, color=f"C{i}", alpha=0.10, linewidth=0)
-        whole = bootstrap.accuracy(result.unpruned)
+        whole = result.accuracy(result.unpruned)
         panel.axhline(100 * whole.value, color="black", linewidth=1, linestyle="--", label=f"unpruned ({result.total})")
         panel.set_xscale("log", base=2)
         panel.set_xticks(budgets, [str(k) for k in budgets])

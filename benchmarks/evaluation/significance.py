@@ -1,4 +1,4 @@
-"""Intervals for accuracies by a bootstrap over scenes, and p-values of many tests at once."""
+"""Intervals for ratios of accuracies by a bootstrap over scenes, and p-values of many tests at once."""
 
 from collections.abc import Sequence
 
@@ -18,12 +18,6 @@ class SceneBootstrap:
         count = int(self._scene.max()) + 1
         rng = np.random.default_rng(seed)
         self._weights = rng.multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
-        self._size = np.bincount(self._scene, minlength=count).astype(np.float64)
-
-    def accuracy(self, correct: Sequence[bool]) -> Estimate:
-        """Share of right answers."""
-        hits = np.asarray(correct, np.float64)
-        return _estimate(hits.mean(), self._hits(hits) / (self._weights @ self._size))
 
     def retention(self, correct: Sequence[bool], reference: Sequence[bool]) -> Estimate:
         """Accuracy relative to the accuracy of `reference` on the same questions."""
@@ -31,7 +25,7 @@ class SceneBootstrap:
         return _estimate(hits.mean() / base.mean(), self._hits(hits) / self._hits(base))
 
     def _hits(self, hits: np.ndarray) -> np.ndarray:
-        return self._weights @ np.bincount(self._scene, weights=hits, minlength=len(self._size))
+        return self._weights @ np.bincount(self._scene, weights=hits, minlength=self._weights.shape[1])
 
 
 def _estimate(value: float, resampled: np.ndarray) -> Estimate:

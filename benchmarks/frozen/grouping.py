@@ -85,9 +85,18 @@ def aspects(n: int = 96, copies: int = 2) -> list[str]:
 def words(n: int = 96) -> list[str]:
     """NMI of the words that images are nearest to, alone and in sentences, and after Multi-MaP has learned."""
     lines = ["## Words for an aspect: NMI of the nearest word, and of what Multi-MaP makes of it", ""]
-    columns = ["set", "aspect", "bare word", "paper's sentence", "clearest sentence", "learned", "labels changed"]
+    columns = [
+        "set",
+        "aspect",
+        "bare word",
+        "learned",
+        "paper's sentence",
+        "clearest sentence",
+        "learned",
+        "labels changed",
+    ]
     columns += ["8 wrong words too", "learned", "learned ten times as fast"]
-    lines += ["| " + " | ".join(columns) + " |", "|---|---|" + "---:|" * 8]
+    lines += ["| " + " | ".join(columns) + " |", "|---|---|" + "---:|" * 9]
     for name in ("clean", "noisy", "occluded"):
         images, shapes, colors = scene_set(name, n)
         rows = hidden(f"{name}_{n}", lambda images=images: images)
@@ -100,7 +109,7 @@ def words(n: int = 96) -> list[str]:
             known = [tower.encode(tower.words(right)).detach() for tower in towers]
             tower = towers[clearest(x, known, encoder().temperature)]
             bare = (x @ encoder().embed_texts(list(right)).T).argmax(dim=1)
-            found = [bare, (x @ known[0].T).argmax(dim=1)]
+            in_sentence = (x @ known[0].T).argmax(dim=1)
 
             def grouped(given: Sequence[str], rate: float = 0.005, tower: PromptTower = tower) -> Tensor:
                 pictures = Pictures(
@@ -114,7 +123,8 @@ def words(n: int = 96) -> list[str]:
 
             still, learned = grouped(right, _STILL), grouped(right)
             both = [*right, *wrong]
-            values = [nmi(labels, truth) for labels in (*found, still, learned)]
+            alone = grouped(right, tower=encoder().prompt_tower("*"))
+            values = [nmi(labels, truth) for labels in (bare, alone, in_sentence, still, learned)]
             more = [nmi(grouped(both, rate), truth) for rate in (_STILL, 0.005, 0.05)]
             cells = [f"{100 * value:.1f}" for value in values]
             cells += [f"{100 * (1 - rand_index(still, learned)):.1f} % of pairs", *(f"{100 * v:.1f}" for v in more)]

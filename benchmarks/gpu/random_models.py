@@ -18,7 +18,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 
 from covervlm.server.demo import model_path
 from covervlm.server.models.base import Adapter
-from covervlm.server.models.checkpoint import Processor
+from covervlm.server.models.processor import Processor
 from covervlm.server.models.registry import adapter_class
 from gpu.sizes import Shape
 

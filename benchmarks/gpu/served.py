@@ -3,18 +3,20 @@
 import asyncio
 import statistics
 import time
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from covervlm.server.core.engine import Engine
 from covervlm.server.core.errors import EngineOverloaded
-from gpu.asking import ask_together, request, scenes
+from gpu.asking import Answer, ask_together, request, scenes
 from gpu.device import DEVICE
 from gpu.engines import embedded
 from gpu.random_models import image_side, random_adapter, vision_tokens
 from gpu.sizes import Serving, Sizes
 from gpu.table import Table
 
+WARM_UPS = 2
+"""Rounds that compile kernels, fill the allocator's pools and capture the steps."""
 ROUNDS = 3
 PICTURES = 8
 COLUMNS = ("at once", "kept", "prompt tokens", "first token ms", "sooner", "requests/s", "more", "answer tokens/s")
@@ -28,9 +30,9 @@ def run(name: str, sizes: Sizes) -> Iterator[Table]:
     note = (
         f"{serve.shape.name} in shape, random weights, made in {time.perf_counter() - started:.0f} s. A new image of "
         f"{vision_tokens(serve.shape):,} vision tokens and a short question in every request, preprocessing included; "
-        f"answers of {sizes.answer} tokens; medians of {ROUNDS} rounds after one, first tokens over all requests of "
-        "these. Ratios are to unpruned. MMTok's paper: 1.87x for a whole run of POPE, whose answers are a word, on "
-        "LLaVA-NeXT-13B and an H100."
+        f"answers of {sizes.answer} tokens; medians of {ROUNDS} rounds after {WARM_UPS}, budgets in turn, first "
+        "tokens over all requests of these. Ratios are to unpruned. MMTok's paper: 1.87x for a whole run of POPE, "
+        "whose answers are a word, on LLaVA-NeXT-13B and an H100."
     )
     rows: list[list[str]] = []
     engine = embedded(adapter)
@@ -38,36 +40,61 @@ def run(name: str, sizes: Sizes) -> Iterator[Table]:
         runner.run(engine.start())
         try:
             for together in serve.at_once:
-                base: tuple[float, float] | None = None
-                for keep in serve.budgets:
+                measured = runner.run(_measured(engine, serve, together, sizes.answer))
+                base = measured[serve.budgets[0]]
+                for keep, one in measured.items():
                     cells = [str(together), str(keep or "all")]
-                    try:
-                        tokens, first, rate = runner.run(_measured(engine, serve, keep, together, sizes.answer))
-                    except EngineOverloaded:
+                    if one is None:
                         rows.append([*cells, "out of memory", *[""] * 5])
-                    else:
-                        base = base or ((first, rate) if keep is None else None)
-                        ratios = ("", "") if base is None else (f"{base[0] / first:.2f}x", f"{rate / base[1]:.2f}x")
-                        cells += [f"{tokens:.0f}", f"{first * 1e3:.0f}", ratios[0], f"{rate:.2f}", ratios[1]]
-                        rows.append([*cells, f"{rate * sizes.answer:.0f}"])
-                    yield Table(COLUMNS, list(rows), note)
+                        continue
+                    ratios = (
+                        ("", "") if base is None else (f"{base.first / one.first:.2f}x", f"{one.rate / base.rate:.2f}x")
+                    )
+                    cells += [f"{one.tokens:.0f}", f"{one.first * 1e3:.0f}", ratios[0], f"{one.rate:.2f}", ratios[1]]
+                    rows.append([*cells, f"{one.rate * sizes.answer:.0f}"])
+                yield Table(COLUMNS, list(rows), note)
         finally:
             runner.run(engine.stop())
 
 
-async def _measured(
+@dataclass(frozen=True)
+class _Measured:
+    """Prompt tokens, seconds to the first token, and requests per second; medians."""
+
+    tokens: float
+    first: float
+    rate: float
+
+
+async def _measured(engine: Engine, serve: Serving, together: int, answer: int) -> dict[int | None, _Measured | None]:
+    """By budget, which take turns, so that what else the machine does meets all alike; None where memory runs out."""
+    rounds: dict[int | None, list[tuple[float, Sequence[Answer]]] | None] = {keep: [] for keep in serve.budgets}
+    for _ in range(WARM_UPS + ROUNDS):
+        for keep, done in rounds.items():
+            if done is not None:
+                try:
+                    done.append(await _round(engine, serve, keep, together, answer))
+                except EngineOverloaded:
+                    rounds[keep] = None
+    return {keep: done and _medians(done[WARM_UPS:]) for keep, done in rounds.items()}
+
+
+async def _round(
     engine: Engine, serve: Serving, keep: int | None, together: int, answer: int
-) -> tuple[float, float, float]:
-    """Prompt tokens, seconds to the first token, and requests per second."""
+) -> tuple[float, Sequence[Answer]]:
+    """Requests per second, and the answers."""
     side = image_side(serve.shape)
     images = [image.resize((side, side)) for image in scenes(PICTURES)]
-    ask = partial(request, keep=keep, answer=answer, ignore_eos=True)
-    firsts, rates, prompts = [], [], []
-    for number in range(1 + ROUNDS):
-        started = time.perf_counter()
-        answers = await ask_together(engine, [ask(one, images[one % PICTURES]) for one in range(together)])
-        if number:  # the first compiles kernels and fills the allocator's pools
-            rates.append(together / (time.perf_counter() - started))
-            firsts += [one.first for one in answers]
-            prompts += [one.prompt.prompt_tokens for one in answers]
-    return statistics.median(prompts), statistics.median(firsts), statistics.median(rates)
+    started = time.perf_counter()
+    asked = [request(n, images[n % PICTURES], keep=keep, answer=answer, ignore_eos=True) for n in range(together)]
+    answers = await ask_together(engine, asked)
+    return together / (time.perf_counter() - started), answers
+
+
+def _medians(rounds: Sequence[tuple[float, Sequence[Answer]]]) -> _Measured:
+    answers = [one for _, together in rounds for one in together]
+    return _Measured(
+        statistics.median(one.prompt.prompt_tokens for one in answers),
+        statistics.median(one.first for one in answers),
+        statistics.median(rate for rate, _ in rounds),
+    )

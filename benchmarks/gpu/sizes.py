@@ -63,13 +63,12 @@ FULL = Sizes(
     selections=((1, 576, 32), (1, 576, 64), (5, 576, 32), (1, 2880, 160)),
     widths=(1024, 4096),
     repetitions=50,
-    questions=24,
+    questions=16,
     kept=64,
     servings={
         "7b": Serving(Shape("LLaVA-1.5-7B", **_7B), (None, 192, 64), (1, 8, 32)),
         "13b": Serving(Shape("LLaVA-1.5-13B", **_13B), (None, 192, 64), (1, 8, 32)),
-        "next-7b": Serving(Shape("LLaVA-NeXT-7B", **_7B, tiles=True), (None, 160), (1, 8)),
-        "next-13b": Serving(Shape("LLaVA-NeXT-13B", **_13B, tiles=True), (None, 160), (1, 4)),
+        "next-13b": Serving(Shape("LLaVA-NeXT-13B", **_13B, tiles=True), (None, 160), (1, 4, 8)),
     },
     answer=16,
 )
@@ -83,7 +82,7 @@ TINY = Sizes(
     kept=8,
     servings={
         "7b": Serving(_TINY, (None, 6, 3), (1, 2)),
-        "next-7b": Serving(_TINY_NEXT, (None, 10), (1, 2)),
+        "next-13b": Serving(_TINY_NEXT, (None, 10), (1, 2)),
     },
     answer=3,
 )

@@ -12,6 +12,15 @@ import httpx
 
 START_SECONDS = 300
 TORCHVISION_CURE = Path(__file__).resolve().parents[2] / "tests" / "vllm" / "torchvision_cure"
+_CORES = os.cpu_count() or 1
+VLLM_ON_ALL_CORES = {
+    "PYTHONPATH": str(TORCHVISION_CURE),
+    "VLLM_NO_USAGE_STATS": "1",
+    # vLLM would keep one of the cores for its front end.
+    "VLLM_CPU_OMP_THREADS_BIND": f"0-{_CORES - 1}" if _CORES > 1 else "0",
+    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+}
+"""What vLLM's CPU build needs to compute on every core."""
 
 
 @contextmanager
@@ -27,12 +36,7 @@ def vllm_serve(python: Path, model: Path, name: str) -> Iterator[str]:
     """Plain vLLM without our plugin, of the environment of `python`, on its CPU build."""
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--served-model-name", name, "--dtype", "float32", "--enforce-eager", "--max-model-len", "1024"]
-    environment = {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_PLUGINS": "",
-        "PYTHONPATH": str(TORCHVISION_CURE),
-    }
+    environment = VLLM_ON_ALL_CORES | {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_PLUGINS": ""}
     with _served(command, environment) as url:
         yield url
 

@@ -68,6 +68,7 @@ async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> Streamed:
             if usage := chunk.get("usage"):
                 answer.completion_tokens, answer.prompt_tokens = usage["completion_tokens"], usage["prompt_tokens"]
             for choice in chunk["choices"]:
+                done = done or bool(choice.get("finish_reason"))  # `transformers serve` sends no [DONE]
                 text = choice["delta"].get("content")
                 if text and not answer.first_text:
                     answer.first_text = time.perf_counter() - start

@@ -79,7 +79,8 @@ def checked(body: bytes, adapter: TypeAdapter[Any] | None) -> Any:
     except ValueError as error:
         deep = str(error).startswith("recursion")
         depth = f"The body nests too deeply; send at most {_DEEPEST} levels of objects and lists."
-        message = depth if deep else f"The body is not valid JSON: {error}."
+        half = "; \\ud800 to \\udfff are halves of a character and come in pairs" if "hex escape" in str(error) else ""
+        message = depth if deep else f"The body is not valid JSON: {error}{half}."
         place = _fullest_place(body) if deep else None
         raise InvalidBody(failure(400, message, param=place, code="invalid_json")) from None
     try:

@@ -24,6 +24,7 @@ from covervlm.server.core.errors import (
     RateLimited,
     ResourceError,
 )
+from covervlm.server.core.wire import UNKNOWN
 
 logger = logging.getLogger("covervlm.api")
 
@@ -204,15 +205,24 @@ def _http(request: Request, error: HTTPException) -> Failure:
     method, path = request.method, request.scope["path"][:200]
     match error.status_code:
         case 404:
-            return failure(404, f"Invalid URL ({method} {path})", code="unknown_url")
+            return failure(404, f"Invalid URL ({method} {path}); {_advice(request.app, path)}.", code="unknown_url")
         case 405:
-            message = f"{path} does not accept {method} requests."
+            message = f"{path} does not accept {method} requests; send {(error.headers or {}).get('Allow', 'another')}."
             return failure(405, message, code="method_not_supported", headers=error.headers)
         case 400:
             return failure(400, "The body is not valid JSON in UTF-8.", code="invalid_json")
         case 503:
             return failure(503, str(error.detail), code="engine_overloaded", headers=error.headers)
     return failure(error.status_code, str(error.detail), headers=error.headers)
+
+
+def _advice(app: Any, path: str) -> str:
+    """Where a path that is not served may have meant to go: mostly a client's base URL lacks /v1, or has it twice."""
+    known = {getattr(route, "path", "") for route in app.routes}
+    for meant in (f"/v1{path}", path.removeprefix("/v1"), path.rstrip("/")):
+        if meant in known:
+            return f"is it {meant}? Clients in OpenAI's style take a base URL that ends in /v1, Anthropic's one without"
+    return "GET /openapi.json lists the paths of this server"
 
 
 def validation_failure(error: Mapping[str, Any]) -> Failure:
@@ -225,8 +235,11 @@ def validation_failure(error: Mapping[str, Any]) -> Failure:
         return failure(400, message, code="invalid_json")
     if kind == "missing":
         return failure(400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
-    if kind == "extra_forbidden":
-        return failure(400, f"Unknown parameter: '{param}'.", param=param, code="unknown_parameter")
+    if kind == UNKNOWN:
+        name, nearest = error["ctx"]["name"], error["ctx"]["nearest"]
+        param = parameter_name([*location, name])
+        advice = f"; did you mean '{nearest}'?" if nearest else "."
+        return failure(400, f"Unknown parameter: '{param or name}'{advice}", param=param, code=UNKNOWN)
     if kind == UNSUPPORTED_PARAMETER:
         return failure(400, message, param=param, code=kind)
     if kind == "model_type":

@@ -1,6 +1,5 @@
 """Lists of images in a request's body: data URLs, plain or as OpenAI's image parts, decoded a few at a time."""
 
-import asyncio
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -35,18 +34,20 @@ async def load_images(
     loader: ImageLoader, inputs: Sequence[ImageInput], params: Sequence[str], caller: Caller
 ) -> list[Image]:
     """The checked RGB images, in order; `params` are their places in the request. Raises InvalidRequest."""
-    turns = asyncio.Semaphore(_AT_ONCE)
+    images: list[Image | None] = [None] * len(inputs)
+    waiting = iter(enumerate(zip(inputs, params, strict=True)))
     pixels = 0
 
-    async def load(item: ImageInput, param: str) -> Image:
-        url, place = (item, param) if isinstance(item, str) else (item.image_url.url, f"{param}.image_url.url")
+    async def load() -> None:
         nonlocal pixels
-        async with turns:
-            image = (await loader.load(url, param=place, caller=caller)).image
-        pixels += image.width * image.height
-        if pixels > MOST_PIXELS:
-            message = f"The request's images have more than {MOST_PIXELS} pixels together; send fewer or smaller ones."
-            raise InvalidRequest(message, param=param, code="images_too_large")
-        return image
+        for number, (item, param) in waiting:
+            url, place = (item, param) if isinstance(item, str) else (item.image_url.url, f"{param}.image_url.url")
+            image = images[number] = (await loader.load(url, param=place, caller=caller)).image
+            pixels += image.width * image.height
+            if pixels > MOST_PIXELS:
+                message = f"The request's images have more than {MOST_PIXELS} pixels together; "
+                raise InvalidRequest(f"{message}send fewer or smaller ones.", param=param, code="images_too_large")
 
-    return await all_or_none(load(item, param) for item, param in zip(inputs, params, strict=True))
+    # Not a task for each of thousands: making them all, and ending them, would keep the event loop from everybody else.
+    await all_or_none(load() for _ in range(min(_AT_ONCE, len(inputs))))
+    return [image for image in images if image is not None]

@@ -20,6 +20,7 @@ from covervlm.server.core.generation import (
     SamplingParams,
     TextPrompt,
     ToolCall,
+    ToolUse,
     VideoPart,
 )
 from covervlm.server.core.pruning_policy import pruning_policy
@@ -88,8 +89,11 @@ class Preparation:
         Raises InvalidRequest naming the field, EngineOverloaded or RateLimited.
         """
         info = self._engine.info
-        tools = tool_use(body, self._defaults.tool_format or info.tool_format)
-        sampling = held_to_tools(body.sampling(info.sampling), body, tools)
+        form = self._defaults.tool_format or info.tool_format
+        sampling, tools = body.sampling(info.sampling), ToolUse(format=form or "json")
+        if body.tools and body.tool_choice != "none":
+            tools = tool_use(body, body.tools, form)
+            sampling = held_to_tools(sampling, body, tools)
         policy = self._policy(body, return_indices)
         start = time.perf_counter()
         media = await self._media(body, policy, caller)
@@ -135,8 +139,9 @@ class Preparation:
         )
         methods = self._engine.info.methods
         if policy.method not in methods:
+            name, known = policy.method[:40], ", ".join(methods)
             raise InvalidRequest(
-                f"There is no pruning method '{policy.method[:40]}'; choose one of {', '.join(methods)}.",
+                f"There is no pruning method '{name}' for this model; choose one of {known}.",
                 param="vision_pruning.method",
                 code="invalid_value",
             )

@@ -63,7 +63,7 @@ async def in_sections(parts: AsyncIterator[Part]) -> AsyncIterator[Step]:
             section = new
             yield Begins(section)
         match part:
-            case TextDelta() if section is not None and not section.call:
+            case TextDelta() if section is not None and not section.call and (part.text or part.logprobs):
                 section.pieces.append(part.text)
                 section.logprobs += part.logprobs
                 yield Grows(section, part.text, part.logprobs)

@@ -1,20 +1,22 @@
 """From a request's tools to the functions in its prompt and the grammar of its answer."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from covervlm.server.api.wire.chat_request import ChatPrompt
-from covervlm.server.api.wire.tools import NamedChoice, functions_of
+from covervlm.server.api.wire.tools import AnyTool, NamedChoice, functions_of
 from covervlm.server.core.errors import InvalidRequest
 from covervlm.server.core.generation import SamplingParams, ToolUse
 from covervlm.server.tools.formats import FORMATS
 from covervlm.server.tools.grammar import calls_grammar
 
 
-def tool_use(body: ChatPrompt, form: str | None) -> ToolUse:
-    """The tools that a request offers; form: how the model writes calls, None if unknown. Raises InvalidRequest."""
+def tool_use(body: ChatPrompt, offered: Sequence[AnyTool], form: str | None) -> ToolUse:
+    """Those of the offered tools that may be called; form: how the model writes calls, None if unknown.
+
+    Raises InvalidRequest where the model cannot choose to call one.
+    """
     choice = body.tool_choice or "auto"
-    if not body.tools or choice == "none":
-        return ToolUse(format=form or "json")
     if choice == "auto" and form is None:
         raise InvalidRequest(
             "This model's chat template takes no tools, or calls them in an unknown form, so the model cannot choose "
@@ -23,7 +25,7 @@ def tool_use(body: ChatPrompt, form: str | None) -> ToolUse:
             param="tools",
             code="unsupported_parameter",
         )
-    functions, named = functions_of(body.tools), isinstance(choice, NamedChoice)
+    functions, named = functions_of(offered), isinstance(choice, NamedChoice)
     if isinstance(choice, NamedChoice):
         functions = tuple(function for function in functions if function.name == choice.function.name)
     return ToolUse(functions, body.parallel_tool_calls is not False and not named, named, form or "json")
@@ -34,8 +36,6 @@ def held_to_tools(sampling: SamplingParams, body: ChatPrompt, tools: ToolUse) ->
 
     Raises InvalidRequest where the answer would be held to another form as well.
     """
-    if not tools.functions:
-        return sampling
     grammar = sampling.grammar
     may_not_call = body.tool_choice in (None, "auto")
     is_format = grammar is not None and grammar.param.startswith("response_format")

@@ -1,12 +1,14 @@
 """Answers that a search was given, in a file that survives whatever ends the program."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from covervlm.server.cli.errors import USAGE, CommandError, file_errors
+from covervlm.server.cli.pace import Pace
+from covervlm.server.tuning.lines import Lines
 from covervlm.server.tuning.search import Cell
 from covervlm.server.tuning.trial import Given, Question
 
@@ -18,25 +20,24 @@ class Answers:
     """
 
     def __init__(self, path: Path, common: Mapping[str, Any]) -> None:
-        self._path, self.common = path, dict(common)
+        self.path, self.common = path, dict(common)
         self._known: dict[tuple[str, str, Cell | None], Given] = {}
+        self._paces: dict[Cell, Pace] = {}
         with file_errors(path):
-            self._file = path.open("ab+", buffering=0)
-            self._file.seek(0)
-            data = self._file.read()
-            # What follows the last whole line was cut off when a program was killed.
-            self._file.truncate(data.rfind(b"\n") + 1)
-        lines = data[: data.rfind(b"\n") + 1].splitlines()
+            self._lines = Lines(path)
         try:
-            first, *rest = [json.loads(line) for line in lines] or [self.common]
+            first, *rest = [json.loads(line) for line in self._lines.found] or [self.common]
             for entry in rest:
                 cell = entry["method"] and Cell(entry["method"], entry["keep"])
+                if "pace" in entry:
+                    self._paces[cell] = Pace(*map(tuple, entry["pace"]))
+                    continue
                 self._known[entry["image"], entry["question"], cell] = Given(**entry["given"])
         except (ValueError, KeyError, TypeError):
-            raise CommandError(f"{path} is no file of answers; move it away", USAGE) from None
+            raise CommandError(f"{path} is not a file of answers; move it away, or choose another -o", USAGE) from None
         if first != self.common:
-            raise CommandError(f"{path} has answers of another run, {first}, not {self.common}; move it away", USAGE)
-        if not lines:
+            raise CommandError(f"{path} has answers of another run ({first}, now {self.common}); move it away", USAGE)
+        if not self._lines.found:
             self._write(common)
 
     def get(self, question: Question, cell: Cell | None) -> Given | None:
@@ -48,9 +49,16 @@ class Answers:
         asked = {"image": question.image, "question": question.text, "method": method, "keep": keep}
         self._write({**asked, "given": asdict(given)})
 
+    def pace(self, cell: Cell, measure: Callable[[], Pace]) -> Pace:
+        """A cell's speed beside the unpruned model's, measured unless that was done."""
+        if cell not in self._paces:
+            self._paces[cell] = pace = measure()
+            self._write({"method": cell.method, "keep": cell.keep, "pace": [pace.first, pace.rate]})
+        return self._paces[cell]
+
     def close(self) -> None:
-        self._file.close()
+        self._lines.close()
 
     def _write(self, entry: Mapping[str, Any]) -> None:
-        with file_errors(self._path):
-            self._file.write(json.dumps(entry).encode() + b"\n")
+        with file_errors(self.path):
+            self._lines.add(entry)

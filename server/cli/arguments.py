@@ -52,6 +52,18 @@ def parameter(text: str) -> tuple[str, Any]:
     return name, json.loads(value)
 
 
+def add_parameters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", nargs="*", action="extend", type=parameter, metavar="NAME=VALUE", help="parameters of the method"
+    )
+
+
+def check_folder(file: Path | None) -> None:
+    """Raises CommandError for a file that could not be written in the end, since its folder does not exist."""
+    if file is not None and not file.parent.is_dir():
+        raise CommandError(f"{file}: there is no folder {file.parent}", USAGE)
+
+
 def schema_file(text: str) -> dict[str, Any]:
     """A file that holds a JSON schema."""
     try:
@@ -70,7 +82,7 @@ def add_budget(parser: argparse.ArgumentParser, *, default: str) -> None:
     )
     budget.add_argument("--keep-ratio", type=share, metavar="SHARE", help="share of the vision tokens to keep, up to 1")
     budget.add_argument("--coverage", type=share, metavar="SHARE", help="keep the fewest tokens that cover this share")
-    parser.add_argument("--method", help="pruning method (default: the server's, mmtok); a wrong name lists them all")
+    parser.add_argument("--method", help="pruning method (default: the server's, mmtok); a wrong one gets the list")
 
 
 def budget_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -135,7 +147,7 @@ class Taken:
                 left.remove(broken)
                 self._skipped[broken] = error.strerror or str(error)
         self.end()
-        raise CommandError(f"only {len(left)} pictures can be used, which is too few", USAGE)
+        raise CommandError(f"too few pictures: {len(left)} can be used, and at least {fewest} are needed", USAGE)
 
     @contextmanager
     def unless(self, path: Path | str) -> Iterator[None]:
@@ -147,7 +159,8 @@ class Taken:
             yield
         except OverloadedError:
             raise
-        except (BadRequestError, PayloadTooLargeError, ServerError, ResponseFormatError, OSError) as error:
+        # A ValueError is of a picture that cannot be fetched, of its path, or of a text that cannot be sent.
+        except (BadRequestError, PayloadTooLargeError, ServerError, ResponseFormatError, OSError, ValueError) as error:
             if isinstance(error, BadRequestError) and not (error.param or "messages").startswith("messages"):
                 raise CommandError(str(error)) from None
             self._skipped[path] = getattr(error, "strerror", None) or str(error)

@@ -20,7 +20,7 @@ from covervlm.clients.jobs import progress_bar
 from covervlm.server.cli.arguments import Taken, count, names, pictures
 from covervlm.server.cli.connect import add_server_arguments, connect
 from covervlm.server.cli.errors import CommandError
-from covervlm.server.cli.points import check_points_file, write_points
+from covervlm.server.cli.points import add_points, check_points_file, write_points_file
 
 AT_ONCE = 32
 """Pictures in one request."""
@@ -35,12 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--abstain-below", type=float, metavar="P", default=0.0, help="print ? for labels of less confidence than this"
     )
-    parser.add_argument(
-        "--points",
-        type=Path,
-        metavar="FILE",
-        help="also write label, confidence, x, y and vector of every picture to this .parquet file",
-    )
+    add_points(parser, "label, confidence")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     add_server_arguments(parser, clip=True)
 
@@ -78,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
             "margin": [one.margin for _, one in found],
             "abstained": [one.abstained for _, one in found],
         }
-        write_points(arguments.points, [path for path, _ in found], vectors, columns)
+        write_points_file(arguments.points, [path for path, _ in found], vectors, columns)
     if arguments.json:
         labelled = [
             {

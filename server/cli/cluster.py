@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 from covervlm.clients import Client, Clustering
-from covervlm.server.cli.arguments import Taken, count, names, parameter, pictures
-from covervlm.server.cli.connect import add_server_arguments, connect
+from covervlm.server.cli.arguments import Taken, add_parameters, count, names, pictures
+from covervlm.server.cli.connect import add_server_arguments, connect, finished
 from covervlm.server.cli.errors import USAGE, CommandError
-from covervlm.server.cli.points import check_points_file, write_points
+from covervlm.server.cli.points import add_points, check_points_file, write_points_file
 from covervlm.server.clip.methods.registry import method_names
 
 AT_ONCE = 32
@@ -31,17 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clusters", type=count, metavar="N", help="how many groups (default: as many as fit best)")
     methods = method_names("group")
     parser.add_argument("--method", choices=methods, help=f"(default: {methods[0]})")
+    add_parameters(parser)
     parser.add_argument(
-        "--set", nargs="*", action="extend", type=parameter, metavar="NAME=VALUE", help="parameters of the method"
+        "--prompt", help='sentence that ends in * for the value, e.g. "a photo of something *"; "*" is the value alone'
     )
-    parser.add_argument("--prompt", help='sentence that ends in * for the value, e.g. "a photo of something *"')
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--points",
-        type=Path,
-        metavar="FILE",
-        help="also write label, x, y and vector of every picture to this .parquet",
-    )
+    add_points(parser, "label")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     add_server_arguments(parser, clip=True)
 
@@ -57,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
         paths, found = taken.ask(paths, lambda some: _clusters(client, some, arguments), fewest=2)
         if arguments.points is not None:
             vectors = [client.embed_images(paths[start : start + AT_ONCE]) for start in range(0, len(paths), AT_ONCE)]
-            write_points(arguments.points, paths, vectors, {"label": found.names}, found.projection)
+            write_points_file(arguments.points, paths, vectors, {"label": found.names}, found.projection)
     members: list[list[str]] = [[] for _ in found.clusters]
     for path, label in zip(paths, found.labels, strict=True):
         members[label].append(str(path))
@@ -88,8 +83,4 @@ def _clusters(client: Client, paths: list[Path], arguments: argparse.Namespace) 
         parameters=dict(arguments.set) if arguments.set else None,
         seed=arguments.seed,
     )
-    try:
-        return client.jobs.wait(job, progress=True)
-    except KeyboardInterrupt:
-        client.jobs.cancel(job)
-        raise
+    return finished(client, job)

@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 import httpx
 
-from covervlm.clients import APIConnectionError, APIError, AsyncClient, AuthenticationError, Client
+from covervlm.clients import APIConnectionError, APIError, AsyncClient, AuthenticationError, Client, Job
 from covervlm.server.cli.errors import USAGE, CommandError
 
 C = TypeVar("C", Client, AsyncClient)
+R = TypeVar("R")
 
 _OWN = ("model", "clip_model", "device", "dtype")
 
@@ -63,6 +64,15 @@ def connect(arguments: argparse.Namespace) -> Iterator[Client]:
             if sys.stderr.isatty():
                 print(" " * 24, end="\r", file=sys.stderr, flush=True)
             yield Client(address, api_key=key, http_client=http)
+
+
+def finished(client: Client, job: Job[R]) -> R:
+    """The job's result; a command that is interrupted cancels it."""
+    try:
+        return client.jobs.wait(job, progress=True)
+    except KeyboardInterrupt:
+        client.jobs.cancel(job)
+        raise
 
 
 def make_client(kind: type[C], arguments: argparse.Namespace, **options: Any) -> C:

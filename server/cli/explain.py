@@ -13,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from covervlm.clients import Explanation
-from covervlm.server.cli.arguments import count, names, read_file
+from covervlm.server.cli.arguments import check_folder, count, names, read_file
 from covervlm.server.cli.classify import stored
 from covervlm.server.cli.connect import add_server_arguments, connect
-from covervlm.server.cli.errors import USAGE, CommandError, file_errors
+from covervlm.server.cli.errors import file_errors
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", metavar="A", help="why this class (default: the likeliest)")
     parser.add_argument("--against", metavar="B", help="rather than that one (default: the likeliest other)")
     parser.add_argument(
-        "--words", type=names, metavar="A,B,C", default=[], help="say the decision in these, or @FILE's"
+        "--words",
+        type=names,
+        metavar="A,B,C",
+        default=[],
+        help="explain the decision by these, or by @FILE's lines",
     )
     parser.add_argument(
         "--neighbours", type=count, metavar="N", default=5, help="nearest examples to name (default: 5)"
@@ -38,8 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    if arguments.out is not None and not arguments.out.parent.is_dir():
-        raise CommandError(f"{arguments.out}: there is no folder {arguments.out.parent}", USAGE)
+    check_folder(arguments.out)
     data = read_file(arguments.image)
     with connect(arguments) as client, stored(client, arguments.classifier) as classifier:
         found = client.explain(
@@ -59,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _lines(found: Explanation) -> Iterator[str]:
     yield f"{found.label} rather than {found.against}: ahead by {found.difference:.3f}"
     for one in found.classes:
-        alike = "" if one.similarity is None else f", {one.similarity:.3f} like its examples"
+        alike = "" if one.similarity is None else f", similarity {one.similarity:.3f} to its examples"
         yield f"{one.label}\tprobability {one.probability:.3f}{alike}"
     for near in found.neighbours:
         yield f"like {near.id}\t{near.label}, similarity {near.similarity:.3f}"
@@ -68,4 +71,4 @@ def _lines(found: Explanation) -> Iterator[str]:
         yield "in words: " + ", ".join(f"{word} {weight:+.3f}" for word, weight in weights)
         yield f"{found.unexplained:.0%} of the decision is not in these words"
     if found.region is not None:
-        yield f"exact up to {found.region.distance:.4f} away from the picture's embedding"
+        yield f"the explanation is exact up to a distance of {found.region.distance:.4f} from the picture's embedding"

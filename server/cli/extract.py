@@ -1,7 +1,7 @@
 """Turn a folder of pictures into a table: a row for each, with a column for each property of a JSON schema.
 
 The table is CSV or, by its name and with pyarrow, Parquet. Pictures that it already has are skipped, so that the same
-command goes on where it was ended. Texts are cells as they are, null is an empty one, and objects and lists are their
+command goes on after it was stopped. Texts are cells as they are, null is an empty one, and objects and lists are their
 JSON; in CSV, an apostrophe comes before a text that a spreadsheet would compute, such as =1+1. Properties are required
 where the schema does not say which are. Examples:
 
@@ -84,7 +84,7 @@ def _row(
 
 
 def _row_one_by_one(client: Client, schema: Mapping[str, Any], options: dict[str, Any], path: Path) -> list[Any]:
-    """Each property from an answer of its own; one that is one of some words is asked for as a word, not as JSON."""
+    """Each property from an answer of its own; an enum of words is asked for as a word, not as JSON."""
     row: list[Any] = [str(path)]
     for name, part in schema["properties"].items():
         said = part if isinstance(part, dict) else {}  # true is a schema, too

@@ -4,11 +4,12 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 from types import ModuleType
 
-from covervlm.server.cli.errors import FAILED, INTERRUPTED, CommandError
+from covervlm.server.cli.errors import FAILED, INTERRUPTED, USAGE, CommandError
 
 COMMANDS: Mapping[str, str] = {
     "serve": "serve a model over HTTP",
@@ -48,7 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if name == chosen:
                 command.description = _module(name).__doc__
                 _module(name).add_arguments(command)
-        parsed = parser.parse_args(words)
+        parsed, unknown = parser.parse_known_args(words)
+        if unknown:
+            parser.print_usage(sys.stderr)
+            raise CommandError(_unrecognized(unknown, commands.choices[parsed.command]), USAGE)
         _module(parsed.command).run(parsed)
         sys.stdout.flush()
     except CommandError as error:
@@ -68,6 +72,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _module(command: str) -> ModuleType:
     # Only the chosen one, because what `serve` imports is missing where only the client is installed.
     return import_module(f"covervlm.server.cli.{command}")
+
+
+def _unrecognized(unknown: Sequence[str], command: argparse.ArgumentParser) -> str:
+    """What to tell of arguments that a command does not have: the nearest option, and where all of them are."""
+    options = [option for action in command._actions for option in action.option_strings]
+    wrong = next((word.partition("=")[0] for word in unknown if word.startswith("-")), "")
+    nearest = get_close_matches(wrong, options, 1)
+    advice = f"; did you mean {nearest[0]}?" if nearest else "."
+    return f"unrecognized arguments: {' '.join(unknown)}{advice} See: {command.prog} --help"
 
 
 def _what_to_install(error: ModuleNotFoundError) -> str:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from covervlm.clients import Client, ImageStream
-from covervlm.server.cli.arguments import Taken, count, names, parameter, pictures
+from covervlm.server.cli.arguments import Taken, add_parameters, count, names, pictures
 from covervlm.server.cli.columns import aligned
 from covervlm.server.cli.connect import add_server_arguments, connect, server_url
 from covervlm.server.cli.errors import USAGE, CommandError
@@ -34,14 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     start = parser.add_mutually_exclusive_group(required=True)
     start.add_argument("--classes", type=names, metavar="A,B,C", help="names to choose from, or @FILE, one per line")
-    start.add_argument("--name", metavar="ID", help="go on with a stream that was kept, and keep it")
+    start.add_argument("--name", metavar="ID", help="continue a stream that was kept")
     methods = method_names("stream")
     parser.add_argument(
         "--method", choices=methods, help=f"{methods[0]} labels, coke makes groups (default: {methods[0]})"
     )
-    parser.add_argument(
-        "--set", nargs="*", action="extend", type=parameter, metavar="NAME=VALUE", help="parameters of the method"
-    )
+    add_parameters(parser)
     parser.add_argument(
         "--horizon", type=count, metavar="N", help="pictures to expect (default: those given; needed with -)"
     )
@@ -71,7 +69,7 @@ def _check(arguments: argparse.Namespace, *, piped: bool) -> None:
     if arguments.name and (arguments.method or arguments.set or arguments.horizon):
         raise CommandError("--method, --set and --horizon are for a new stream; drop them, or --name", USAGE)
     if piped and not (arguments.name or arguments.horizon):
-        raise CommandError("nobody knows how many paths will come; say so with --horizon", USAGE)
+        raise CommandError("how many paths to expect cannot be told from a pipe; say so with --horizon", USAGE)
 
 
 def _lines() -> Iterator[list[Path]]:

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 from covervlm.clients import Client
 from covervlm.clients.tables import Labels, read_table
-from covervlm.server.cli.arguments import Taken, parameter, pictures
+from covervlm.server.cli.arguments import Taken, add_parameters, check_folder, parameter, pictures
 from covervlm.server.cli.columns import aligned
-from covervlm.server.cli.connect import add_server_arguments, connect
+from covervlm.server.cli.connect import add_server_arguments, connect, finished
 from covervlm.server.cli.errors import USAGE, CommandError, file_errors
 from covervlm.server.clip.methods.registry import method_names
 
@@ -51,9 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kind.add_argument(
         "--projection", choices=method_names("project"), help="learn a space for search instead, by this method"
     )
-    parser.add_argument(
-        "--set", nargs="*", action="extend", type=parameter, metavar="NAME=VALUE", help="parameters of the method"
-    )
+    add_parameters(parser)
     parser.add_argument(
         "--prior", nargs="*", action="extend", type=parameter, metavar="LABEL=SHARE", help="how often labels will come"
     )
@@ -67,8 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    if arguments.out is not None and not arguments.out.parent.is_dir():
-        raise CommandError(f"{arguments.out}: there is no folder {arguments.out.parent}", USAGE)
+    check_folder(arguments.out)
     if arguments.projection and (arguments.out or arguments.prior or arguments.keep_examples):
         raise CommandError("--out, --prior and --keep-examples are for classifiers", USAGE)
     kind = "projection" if arguments.projection else "classifier"
@@ -88,8 +85,11 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps({kind: name, "report": report}))
     else:
-        print(f"{name}: {report['held_out']} pictures judged that it had not learned from")
-        print(recall_table(arguments.projection, report) if arguments.projection else table(report))
+        if report["held_out"]:
+            print(f"{name}: {report['held_out']} pictures judged that it had not learned from")
+            print(recall_table(arguments.projection, report) if arguments.projection else table(report))
+        else:
+            print(name)  # a warning says why nothing was judged
         for warning in report["warnings"]:
             print(warning, file=sys.stderr)
     taken.end()
@@ -157,11 +157,7 @@ def _learned(client: Client, arguments: argparse.Namespace, labels: Labels, **gi
             keep_examples=arguments.keep_examples,
             **given,
         )
-    try:
-        return client.jobs.wait(job, progress=True)
-    except KeyboardInterrupt:
-        client.jobs.cancel(job)
-        raise
+    return finished(client, job)
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -178,8 +174,6 @@ def table(report: Mapping[str, Any]) -> str:
 
 def recall_table(method: str, report: Mapping[str, Any]) -> str:
     """How often one of the nearest 1, 2, 4 or 8 pictures has the same label, with the projection and without."""
-    if not report["held_out"]:
-        return "nothing was judged"
     rows: list[tuple[str, ...]] = [("space", "R@1", "95 % interval", "R@2", "R@4", "R@8", "NMI")]
     for name, one in ((method, report), ("unprojected", report["unprojected"])):
         recall = {count: found["value"] for count, found in one["recall"].items()}

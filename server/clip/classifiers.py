@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
@@ -14,23 +15,19 @@ from torch import Tensor
 
 from covervlm.server.clip.choice import BASELINES, Candidate, candidates, choose
 from covervlm.server.clip.classifier_file import ClassifierFile, on_cpu, read_classifier, sharpened
-from covervlm.server.clip.encoder.batched import BatchedEncoder
 from covervlm.server.clip.kept_examples import KeptExamples
 from covervlm.server.clip.labels import Labels
 from covervlm.server.clip.methods.contracts import Diverged, Examples, Fit, Head, Network, Progress
 from covervlm.server.clip.methods.registry import method_class
 from covervlm.server.clip.named import Named
 from covervlm.server.clip.numbered_labels import Numbered, numbered, shares
-from covervlm.server.clip.quotas import Quotas
 from covervlm.server.clip.report import report
 from covervlm.server.clip.sources import Sources, gathered
 from covervlm.server.clip.tensors import BadTensors
-from covervlm.server.clip.uploads import Uploads
 from covervlm.server.core.caller import Caller
 from covervlm.server.core.errors import Conflict, Damaged, InvalidRequest
-from covervlm.server.jobs.runner import JobError, JobRunner, Reporter, Work
-from covervlm.server.store import Store
-from covervlm.server.store.records import Artifact, JobRecord
+from covervlm.server.jobs.runner import JobError, Reporter, Work
+from covervlm.server.store.records import JobRecord
 
 log = logging.getLogger(__name__)
 
@@ -46,19 +43,9 @@ Probabilities = Literal["softmax", "sigmoid"]
 
 
 class Classifiers(Named):
-    """Called on the event loop. A classifier belongs to the model it was made with; `model` is its public name."""
+    """Called on the event loop."""
 
     kind = "classifier"
-
-    def __init__(
-        self, store: Store, jobs: JobRunner, batched: BatchedEncoder, uploads: Uploads, quotas: Quotas, *, model: str
-    ) -> None:
-        super().__init__(store, quotas)
-        self._jobs = jobs
-        self._batched = batched
-        self._encoder = batched.encoder
-        self._uploads = uploads
-        self._model = model
 
     async def fit(
         self,
@@ -89,7 +76,7 @@ class Classifiers(Named):
         await self.check_room(owner)
         sources = await gathered(owner, self._uploads, images=images, rows=rows, uploads=uploads, embeddings=embeddings)
         count = len(sources)
-        taught = None
+        taught, named = None, classes is not None
         if labels is not None:
             labels.check_count(count)
             taught = await asyncio.to_thread(numbered, labels, classes=classes, label_map=label_map or {})
@@ -98,7 +85,12 @@ class Classifiers(Named):
         if count * len(classes) > MOST_SCORES:
             message = f"Images times classes may be {MOST_SCORES} at most; learn from fewer images."
             raise InvalidRequest(message, param="images", code="invalid_value")
-        text = await self._batched.class_proxies(owner, classes, templates)
+        try:
+            text = await self._batched.class_proxies(owner, classes, templates)
+        except InvalidRequest as error:
+            if labels is None or taught is None or named:
+                raise
+            raise _where_it_stands(error, labels, taught) from None
         expected = None if prior is None else shares(prior, classes)
         about = {"classes": classes, "templates": list(templates), "model": self._model, "images": count, "seed": seed}
         if taught is None:
@@ -181,7 +173,7 @@ class Classifiers(Named):
         chosen = {
             "method": best.candidate.method,
             "parameters": {} if learner is None else asdict(learner),
-            "report": report(choice, taught, prior=prior, seed=seed),
+            "report": report(choice, taught, examples.features, prior=prior, seed=seed),
         }
         kept = None
         if keep_examples:
@@ -193,17 +185,11 @@ class Classifiers(Named):
         offsets = None if offsets is None else offsets.cpu()
         return ClassifierFile(list(about["classes"]), on_cpu(head), self._encoder.fingerprint, offsets, about)
 
-    async def add(self, owner: str, name: str, data: bytes) -> Artifact:
-        """Keep an uploaded classifier. Raises BadTensors or QuotaExceeded."""
-
-        def keep() -> Artifact:
-            file = read_classifier(data)
-            if file.fingerprint != self._encoder.fingerprint:
-                raise BadTensors("The classifier was made with another model than the one served.")
-            self._quotas.check_named(self._store, owner, self.kind, len(data))
-            return self.keep(owner, name, file.description(), file.pack())
-
-        return await self._store.soon(keep)
+    def _checked(self, data: bytes) -> tuple[Mapping[str, Any], bytes]:
+        file = read_classifier(data)
+        if file.fingerprint != self._encoder.fingerprint:
+            raise BadTensors("The classifier was made with another model than the one served.")
+        return file.description(), file.pack()
 
     async def load(self, owner: str, name: str) -> ClassifierFile:
         """Raises Conflict for a classifier of another model, and Damaged."""
@@ -228,8 +214,8 @@ class Classifiers(Named):
         classifier: str | None,
         top: int,
         probabilities: Probabilities | None = None,
-    ) -> tuple[int, Probabilities, list["Answer"]]:
-        """The number of classes, what the probabilities are, and the answer to each image.
+    ) -> tuple[int, Probabilities, list["Answer"], Tensor]:
+        """The number of classes, what the probabilities are, the answer to each image, and their embeddings (n, d).
 
         Without `probabilities` they are the model's own, sigmoids of SigLIP and a softmax else; a classifier's are a
         softmax of its own scores. Raises InvalidRequest for sigmoids where there is no bias for them.
@@ -255,9 +241,19 @@ class Classifiers(Named):
             rows = torch.softmax(logits, dim=1) if kind == "softmax" else torch.sigmoid(logits + bias)
             ahead = rows.topk(2, dim=1).values
             margins = (ahead[:, 0] - ahead[:, 1]).tolist()
-            return [Answer(ranked(row, names, top), margin) for row, margin in zip(rows, margins, strict=True)]
+            return [Answer(best, margin) for best, margin in zip(ranked(rows, names, top), margins, strict=True)]
 
-        return len(names), kind, await asyncio.to_thread(answer)
+        return len(names), kind, await asyncio.to_thread(answer), features
+
+
+def _where_it_stands(error: InvalidRequest, given: Labels, taught: Numbered) -> InvalidRequest:
+    """The error at a class's name, as one at the first label that it comes from; the caller has listed no classes."""
+    number = re.fullmatch(r"classes\[(\d+)\]", error.param or "")
+    if number is None:
+        return error
+    rows = (taught.labels == int(number[1])).nonzero().flatten().tolist()
+    place = given.place(rows[0], "label") if rows else "label_map"
+    return InvalidRequest(str(error), param=place, code=error.code)
 
 
 @dataclass(frozen=True)
@@ -268,7 +264,8 @@ class Answer:
     margin: float
 
 
-def ranked(probabilities: Tensor, names: Sequence[str], top: int) -> list[tuple[str, float]]:
-    """The `top` most probable names with their probabilities, best first."""
-    best = probabilities.topk(min(top, len(names)))
-    return [(names[i], float(p)) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+def ranked(probabilities: Tensor, names: Sequence[str], top: int) -> list[list[tuple[str, float]]]:
+    """Of each image's probabilities (n, K), the `top` most probable names with theirs, best first."""
+    best = probabilities.topk(min(top, len(names)), dim=1)
+    rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [[(names[i], p) for i, p in zip(numbers, values, strict=True)] for numbers, values in rows]

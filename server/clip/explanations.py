@@ -153,7 +153,7 @@ def _classes(file: ClassifierFile, scores: Tensor, row: Tensor, top: int) -> lis
             "score": float(scores[numbers[name]]),
             "similarity": alike[numbers[name]],
         }
-        for name, probability in ranked(probabilities, file.classes, top)
+        for name, probability in ranked(probabilities[None], file.classes, top)[0]
     ]
 
 

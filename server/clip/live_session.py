@@ -141,4 +141,4 @@ def read_state(method: Stream, tensors: Mapping[str, Tensor]) -> Any:
         numbers = {field.name for field in fields(method.state) if field.type in (int, "int")}
         return method.state(**{name: int(t) if name in numbers else t.float() for name, t in values.items()})
     except (KeyError, OverflowError, RuntimeError, ValueError):
-        raise BadTensors("This file is not a snapshot of a stream.") from None
+        raise BadTensors("This file is not a snapshot of a stream by the method of this one.") from None

@@ -11,41 +11,27 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from covervlm.server.clip.encoder.batched import BatchedEncoder
 from covervlm.server.clip.labels import Labels
 from covervlm.server.clip.methods.contracts import Diverged, Examples, Fit, Projection
 from covervlm.server.clip.methods.registry import method_class
 from covervlm.server.clip.named import Named
 from covervlm.server.clip.numbered_labels import Numbered, numbered
 from covervlm.server.clip.projection_file import read_projection, write_projection
-from covervlm.server.clip.quotas import Quotas
 from covervlm.server.clip.retrieval import judged
 from covervlm.server.clip.sources import Sources, gathered
 from covervlm.server.clip.tensors import BadTensors
-from covervlm.server.clip.uploads import Uploads
 from covervlm.server.core.caller import Caller
 from covervlm.server.core.errors import Conflict, Damaged, InvalidRequest
-from covervlm.server.jobs.runner import JobError, JobRunner, Reporter, Work
-from covervlm.server.store import Store
+from covervlm.server.jobs.runner import JobError, Reporter, Work
 from covervlm.server.store.records import Artifact, JobRecord
 
 log = logging.getLogger(__name__)
 
 
 class Projections(Named):
-    """Called on the event loop. A projection belongs to the model it was made with; `model` is its public name."""
+    """Called on the event loop."""
 
     kind = "projection"
-
-    def __init__(
-        self, store: Store, jobs: JobRunner, batched: BatchedEncoder, uploads: Uploads, quotas: Quotas, *, model: str
-    ) -> None:
-        super().__init__(store, quotas)
-        self._jobs = jobs
-        self._batched = batched
-        self._encoder = batched.encoder
-        self._uploads = uploads
-        self._model = model
 
     async def fit(
         self,
@@ -131,21 +117,15 @@ class Projections(Named):
         card = {**about, "dimensions": len(projection.matrix), "report": told}
         self.keep(owner, name, card, write_projection(projection, card), job=job, progress=report.progress)
 
-    async def add(self, owner: str, name: str, data: bytes) -> Artifact:
-        """Keep an uploaded projection. Raises BadTensors or QuotaExceeded."""
-
-        def keep() -> Artifact:
-            projection, about = read_projection(data)
-            rows, columns = projection.matrix.shape
-            if about.get("fingerprint") != self._encoder.fingerprint or columns != self._encoder.dimensions:
-                raise BadTensors("The projection was made with another model than the one served.")
-            if rows > columns:
-                raise BadTensors(f"The projection makes {rows} dimensions of {columns}; it may make {columns} at most.")
-            self._quotas.check_named(self._store, owner, self.kind, len(data))
-            card = {**about, "dimensions": rows}
-            return self.keep(owner, name, card, write_projection(projection, card))
-
-        return await self._store.soon(keep)
+    def _checked(self, data: bytes) -> tuple[Mapping[str, Any], bytes]:
+        projection, about = read_projection(data)
+        rows, columns = projection.matrix.shape
+        if about.get("fingerprint") != self._encoder.fingerprint or columns != self._encoder.dimensions:
+            raise BadTensors("The projection was made with another model than the one served.")
+        if rows > columns:
+            raise BadTensors(f"The projection makes {rows} dimensions of {columns}; it may make {columns} at most.")
+        card = {**about, "dimensions": rows}
+        return card, write_projection(projection, card)
 
     async def load(self, owner: str, name: str) -> tuple[Artifact, Projection]:
         """What the store knows of it, and itself. Raises NotFound, Conflict for one of another model, and Damaged."""

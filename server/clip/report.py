@@ -1,7 +1,7 @@
 """What a classifier's owner is told of its worth, measured on examples that it has not learned from."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,17 @@ from covervlm.server.clip.numbered_labels import Numbered
 _LISTED = 100
 """Confusions and mistakes that are told of, the most frequent and the surest ones."""
 
+_ALIKE = 2**12
+"""Unit features that agree to so many parts are of the same picture."""
+
 _THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
-def report(choice: Choice, taught: Numbered, *, prior: Tensor | None, seed: int) -> dict[str, Any]:
-    """JSON. Figures of the best candidate, and beside it of all that were judged on the same held-out examples."""
+def report(choice: Choice, taught: Numbered, features: Tensor, *, prior: Tensor | None, seed: int) -> dict[str, Any]:
+    """JSON. Figures of the best candidate, and beside it of all that were judged on the same held-out examples.
+
+    features: (n, d) of all examples.
+    """
     best, labels, rows = choice.best, taught.labels[choice.rows.cpu()], choice.rows.cpu()
     right = best.answers.cpu() == labels
     counts = torch.bincount(taught.labels, minlength=len(taught.classes)).tolist()
@@ -48,7 +54,7 @@ def report(choice: Choice, taught: Numbered, *, prior: Tensor | None, seed: int)
             for one in choice.judged
         ],
     }
-    return told | {"warnings": _warnings(counts, taught)}
+    return told | {"warnings": [*_warnings(counts, taught), *_on_equal(features.cpu(), taught.labels)]}
 
 
 def _figures(one: Judged, taught: Numbered, prior: Tensor | None) -> dict[str, Any]:
@@ -115,3 +121,16 @@ def _warnings(counts: Sequence[int], taught: Numbered) -> list[str]:
         if alone:
             told.append(f"{alone} groups have one example: their figures are no more than right or wrong once.")
     return told
+
+
+def _on_equal(features: Tensor, labels: Tensor) -> Iterator[str]:
+    """Remarks on examples that are there more than once, but for rounding."""
+    first: dict[int, int] = {}
+    torn = 0
+    for row, label in zip(features.numpy(), labels.tolist(), strict=True):
+        known = first.setdefault(hash((row * _ALIKE).round().astype("int32").tobytes()), label)
+        torn += known != label
+    if copies := len(features) - len(first):
+        yield f"{copies} examples equal another: held out beside it, they make the figures better than they are."
+    if torn:
+        yield f"{torn} of these have another label than their equal, and one of the two is wrong."

@@ -59,7 +59,8 @@ class Streams:
         names = about["classes"]
 
         def render(predictions: Sequence[Prediction]) -> dict[str, Any]:
-            data = [{"index": one.index, "top": ranked(one.combined, names, top)} for one in predictions]
+            best = ranked(torch.stack([one.combined for one in predictions]), names, top)
+            data = [{"index": one.index, "top": found} for one, found in zip(predictions, best, strict=True)]
             return {"data": data, "observed": predictions[-1].index + 1}
 
         features = torch.stack(await self._batched.images(images, caller=caller))

@@ -1,5 +1,6 @@
 """Who calls the server, and how much of it they may use: one value that goes with a request from edge to engine."""
 
+import functools
 import hashlib
 import math
 import time
@@ -9,10 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from covervlm.server.core.errors import EngineOverloaded, RateLimited
+from covervlm.server.core.pace import Pace
 
 ANONYMOUS = "anonymous"
 """Owner of everything that is made without an API key."""
-MUCH = 32 * 2**20
+MUCH = 16 * 2**20
 _SHARE = 3
 """How many times the memory that is free one key may hold: three quarters of it all while nobody else needs any."""
 
@@ -29,17 +31,26 @@ class CallerLimits:
 class InFlight:
     """Memory of all requests in flight together: their bodies, and the images decoded out of them, in bytes.
 
-    given_back: called whenever MUCH of what was held at a time is held no more.
+    given_back: called whenever MUCH of what was held at a time is held no more. at_rest: when nothing is held any more.
     """
 
-    def __init__(self, limit: int, given_back: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        limit: int,
+        given_back: Callable[[], None] = lambda: None,
+        at_rest: Callable[[], None] = lambda: None,
+    ) -> None:
         self.limit = limit
         self.bytes = 0
         self.held_by: Counter[str] = Counter()
         self._most = 0
         self._given_back = given_back
+        self._at_rest = at_rest
         self.kept_by: Counter[str] = Counter()
         """The part of it that is held by work which outlives its request, such as a job."""
+        self.reclaim: Callable[[], bool] = lambda: False
+        """Gives back what is held for work that nobody waits for; whether that was anything. Asked before a request is
+        refused for want of room."""
 
     def take(self, owner: str, size: int) -> None:
         self.bytes += size
@@ -54,6 +65,8 @@ class InFlight:
         if self._most - self.bytes >= MUCH:
             self._most = self.bytes
             self._given_back()
+        if not self.bytes:
+            self._at_rest()
 
 
 class Caller:
@@ -63,9 +76,15 @@ class Caller:
     """
 
     def __init__(
-        self, owner: str = ANONYMOUS, *, images: "_Bucket | None" = None, memory: InFlight | None = None
+        self,
+        owner: str = ANONYMOUS,
+        *,
+        images: "_Bucket | None" = None,
+        memory: InFlight | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self.owner = owner
+        self.pace = pace or Pace(time.monotonic, alone=lambda: True)
         self._images = images
         self._memory = memory
         self._held = 0
@@ -89,15 +108,19 @@ class Caller:
         memory = self._memory
         if memory is None or not size:
             return
+        refusal = self._refusal(memory, size)
+        if refusal is not None and memory.reclaim():
+            refusal = self._refusal(memory, size)
+        if refusal is not None:
+            raise EngineOverloaded(refusal, retry_after=1)
+
+    def _refusal(self, memory: InFlight, size: int) -> str | None:
         left = memory.limit - memory.bytes - size
         if left < 0:
-            message = (
-                f"Requests in flight take up the {memory.limit} bytes of memory that they share; try again shortly."
-            )
-            raise EngineOverloaded(message, retry_after=1)
+            return f"Requests in flight take up the {memory.limit} bytes of memory that they share; try again shortly."
         if self.has_key and memory.held_by[self.owner] + size > _SHARE * left:
-            message = "This key's requests take up its share of the memory for requests in flight; try again shortly."
-            raise EngineOverloaded(message, retry_after=1)
+            return "This key's requests take up its share of the memory for requests in flight; try again shortly."
+        return None
 
     def hold(self, size: int) -> None:
         """Count `size` bytes of memory until the request ends. Raises EngineOverloaded where there is no room.
@@ -128,6 +151,15 @@ class Caller:
             if self._memory is not None and not self._released:
                 self._memory.give(self.owner, held)
                 self._held -= held
+
+    @contextmanager
+    def part(self) -> Iterator["Caller"]:
+        """The caller of a part of the request's work: what it holds is given back when the block ends."""
+        part = Caller(self.owner, images=self._images, memory=self._memory, pace=self.pace)
+        try:
+            yield part
+        finally:
+            part.release()
 
     def keep(self, size: int) -> Callable[[], None]:
         """Count `size` bytes for work that outlives the request, until the returned function is called.
@@ -181,18 +213,27 @@ class Callers:
         self._memory = memory
         self._clock = clock
         self._used: dict[str, _Use] = {}
+        self._running = 0
 
     @contextmanager
     def request(self, owner: str) -> Iterator[Caller]:
         """The caller of one request, for the time that it takes. Raises RateLimited."""
-        use = self._used.setdefault(owner, _Use(self._limits, self._clock))
+        use = self._used.get(owner)
+        if use is None:
+            use = self._used[owner] = _Use(self._limits, self._clock)
+            use.pace = Pace(self._clock, functools.partial(self._is_alone, use))
         use.begin()
-        caller = Caller(owner, images=use.images, memory=self._memory)
+        self._running += 1
+        caller = Caller(owner, images=use.images, memory=self._memory, pace=use.pace)
         try:
             yield caller
         finally:
             caller.release()
             use.running -= 1
+            self._running -= 1
+
+    def _is_alone(self, use: "_Use") -> bool:
+        return self._running == use.running
 
 
 class _Use:
@@ -202,6 +243,7 @@ class _Use:
         self._concurrent = limits.concurrent_requests
         self._requests = _Bucket(limits.requests_per_minute, clock) if limits.requests_per_minute else None
         self.images = _Bucket(limits.images_per_minute, clock) if limits.images_per_minute else None
+        self.pace = Pace(clock)
         self.running = 0
 
     def begin(self) -> None:

@@ -1,9 +1,11 @@
 """The Engine protocol: what a served model does, and what it tells about itself; and what only some engines have."""
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
 
+from covervlm.server.core.agreement import AnswerScores
 from covervlm.server.core.caller import Caller
 from covervlm.server.core.generation import GenerationChunk, GenerationRequest, PromptReport, PromptTokens
 
@@ -28,16 +30,24 @@ class EngineInfo:
     tool_format: str | None = None
 
 
+class Figure(NamedTuple):
+    """How /metrics shows a number: its name after `covervlm_`, what it is, and whether it only ever grows."""
+
+    name: str
+    what: str
+    total: bool = False
+
+
 @dataclass(frozen=True)
 class EngineStats:
-    """A moment's gauges and running totals, for /metrics."""
+    """A moment's gauges and running totals."""
 
-    running: int = 0
-    waiting: int = 0
-    cache_bytes: int = 0
-    cache_hits: int = 0
-    cache_misses: int = 0
-    prefix_cache_bytes: int = 0
+    running: Annotated[int, Figure("num_requests_running", "Requests being decoded.")] = 0
+    waiting: Annotated[int, Figure("num_requests_waiting", "Requests waiting for a slot.")] = 0
+    cache_bytes: Annotated[int, Figure("feature_cache_bytes", "Memory of cached image features.")] = 0
+    cache_hits: Annotated[int, Figure("feature_cache_hits", "Images found in the cache.", total=True)] = 0
+    cache_misses: Annotated[int, Figure("feature_cache_misses", "Images not in the cache.", total=True)] = 0
+    prefix_cache_bytes: Annotated[int, Figure("prefix_cache_bytes", "Memory of prompts kept for later turns.")] = 0
 
 
 class Engine(Protocol):
@@ -66,6 +76,19 @@ class Engine(Protocol):
 
     async def prune(self, request: GenerationRequest) -> PromptReport:
         """Everything before prefill: encode the images and select, without generating."""
+        ...
+
+    async def score(self, request: GenerationRequest, answer: Sequence[int]) -> AnswerScores:
+        """What the model, pruned as the request says, thinks of these tokens as its answer.
+
+        Work that nobody waits for: it is done only while no request is in the engine or `expected`, makes way for one
+        within a step, and changes nothing of what callers are told, the counts of cached tokens among it. Takes as long
+        as that takes; cancelling ends it within a step. Raises as `generate` does. answer: token ids, one at least.
+        """
+        ...
+
+    def expected(self) -> AbstractContextManager[None]:
+        """While it is open, somebody waits for this process, if not yet for the engine: nothing is scored."""
         ...
 
     async def tokenize(self, request: GenerationRequest) -> PromptTokens:

@@ -92,10 +92,13 @@ class TextPrompt:
     """A prompt that no chat template touches: a text, or its token ids.
 
     special_tokens: whether the tokenizer adds to a text what it adds to every text, such as a BOS token.
+    limit: the most tokens that are read of it, the last ones, or the first where `from_start` is true.
     """
 
     content: str | tuple[int, ...]
     special_tokens: bool = True
+    limit: int | None = None
+    from_start: bool = False
 
 
 Prompt = tuple[Message, ...] | TextPrompt
@@ -155,7 +158,11 @@ class PruningPolicy:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """Sampling of one answer, in vLLM's and OpenAI's terms; temperature 0, or next to it, is greedy."""
+    """Sampling of one answer, in vLLM's and OpenAI's terms; temperature 0, or next to it, is greedy.
+
+    allowed_token_ids: the only tokens that may be chosen, all if empty. logprob_token_ids: with `logprobs`, the tokens
+    whose log probabilities are told at every place in the likeliest ones' stead, the chosen one's beside them.
+    """
 
     max_tokens: int | None = None
     temperature: float = 1.0
@@ -178,6 +185,8 @@ class SamplingParams:
     skip_special_tokens: bool = True
     bad_words: tuple[str, ...] = ()
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    allowed_token_ids: tuple[int, ...] = ()
+    logprob_token_ids: tuple[int, ...] = ()
     grammar: Grammar | None = None
 
     @property
@@ -189,7 +198,8 @@ class SamplingParams:
     def is_plain_argmax(self) -> bool:
         """Greedy, and no logit is changed: the next token is the likeliest one of those that a grammar allows."""
         penalties = self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty
-        return self.greedy and not (penalties or self.min_tokens or self.bad_words or self.logit_bias)
+        changed = penalties or self.min_tokens or self.bad_words or self.logit_bias or self.allowed_token_ids
+        return self.greedy and not changed
 
 
 @dataclass(frozen=True)

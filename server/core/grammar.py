@@ -16,6 +16,9 @@ MAX_DEPTH = 64
 MAX_CHARACTERS = {"json": 128 * 1024, "regex": 4096, "choice": 128 * 1024, "grammar": 16 * 1024, "tools": 512 * 1024}
 """Compilers recurse: a chain of some thousand references or rules would overflow a thread's stack."""
 
+BLANKS = r" |\n {0,24}|\n\t{0,6}"
+"""Between parts of JSON: a space, or an indented new line. An unsure model could write blanks without end."""
+
 Kind = Literal["json", "regex", "choice", "grammar", "tools"]
 _NOUNS = {
     "json": "schema",

@@ -27,6 +27,8 @@ def _counts(value: Any) -> Any:
 
 
 def _scalar(value: Any) -> Any:
+    if value is None:
+        return value
     if (isinstance(value, float) and not math.isfinite(value)) or not isinstance(value, bool | int | float | str):
         raise PydanticCustomError("invalid_value", "should be a number, a text, true or false")
     return value
@@ -38,10 +40,10 @@ def _few(value: Any) -> Any:
     if len(value) > MOST_PARAMETERS or any(len(name) > LONGEST_NAME for name in value):
         message = f"may have {MOST_PARAMETERS} parameters, with names of {LONGEST_NAME} characters at most"
         raise PydanticCustomError("invalid_value", message)
-    return {name: one for name, one in value.items() if one is not None}
+    return value
 
 
-Scalar = Annotated[Any, BeforeValidator(_scalar, json_schema_input_type=bool | float | str)]
+Scalar = Annotated[Any, BeforeValidator(_scalar, json_schema_input_type=bool | float | str | None)]
 Parameters = Annotated[dict[str, Scalar], BeforeValidator(_few)]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -54,7 +56,8 @@ class VisionPruning(Wire):
     The budget is `keep_tokens` (a count, or a list with one count per image), `keep_tokens_per_crop` (a count for each
     crop that the model cuts an image into), `keep_ratio` (a share of the image's tokens), or `coverage` (the smallest
     set that reaches this share of the full set's coverage, within `min_tokens` and `max_tokens`). Without one, the
-    server's default applies; method `none` keeps every token. parameters: those of the method, by name. recipe:
+    server's default applies; method `none` keeps every token. parameters: those of the method, by name, null for its
+    own value. recipe:
     `released` does as the methods' released programs do where this server's defaults differ. question: the words that
     guide the selection, in place of the prompt's. seed: for `random`, else the request's own.
     """

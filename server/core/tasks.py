@@ -73,11 +73,16 @@ async def side_by_side(streams: Sequence[AsyncGenerator[Result, None]]) -> Async
         failure = None  # as above
 
 
-async def in_thread(pool: Executor, call: Callable[[*Arguments], Result], *args: *Arguments) -> Result:
+async def in_thread(
+    pool: Executor,
+    call: Callable[[*Arguments], Result],
+    *args: *Arguments,
+    stop: Callable[[], None] = lambda: None,
+) -> Result:
     """`call(*args)` in a thread of the pool; when this returns or raises, the thread has finished with it.
 
     A thread cannot be stopped, so a cancelled caller waits for it: what it holds is still counted for the request, and
-    its turn is not given away. A call that has not begun is dropped.
+    its turn is not given away. A call that has not begun is dropped; one that has is told to end soon by `stop`.
     """
     work = pool.submit(call, *args)
     waiting = asyncio.wrap_future(work)
@@ -86,6 +91,7 @@ async def in_thread(pool: Executor, call: Callable[[*Arguments], Result], *args:
         return await outer
     except asyncio.CancelledError:
         if not work.cancel():
+            stop()
             while not waiting.done():
                 try:
                     await asyncio.wait([waiting])

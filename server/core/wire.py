@@ -1,10 +1,15 @@
 """JSON objects as this server takes them: strictly typed, and with null as good as absent."""
 
 from collections.abc import Callable
+from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Discriminator, GetJsonSchemaHandler, model_validator
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, PydanticCustomError
+
+UNKNOWN = "unknown_parameter"
+"""The type of a validation error for a field that is none; its context has the field's `name` and the `nearest` one."""
 
 _NULL = {"type": "null"}
 _TYPES = {"type", "anyOf", "oneOf", "allOf", "const", "enum", "$ref"}
@@ -18,10 +23,16 @@ class Wire(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _null_is_absent(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or None not in data.values():
+        if not isinstance(data, dict):
             return data
-        required = {name for name, field in cls.model_fields.items() if field.is_required()}
-        return {name: value for name, value in data.items() if value is not None or name in required}
+        known = _names(cls)
+        if None in data.values():
+            required = {name for name, field in cls.model_fields.items() if field.is_required()}
+            data = {name: value for name, value in data.items() if value is not None or name in required}
+        if (odd := next((name for name in data if name not in known), None)) is not None:
+            nearest = get_close_matches(odd[:100], known, 1)
+            raise PydanticCustomError(UNKNOWN, UNKNOWN, {"name": odd, "nearest": nearest[0] if nearest else None})
+        return data
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
@@ -32,6 +43,12 @@ class Wire(BaseModel):
             if name not in document.get("required", ()) and not takes_null:
                 document["properties"][name] = {"anyOf": [field, _NULL]}
         return document
+
+
+@cache
+def _names(cls: type[Wire]) -> frozenset[str]:
+    """The fields as they are written."""
+    return frozenset(field.alias or name for name, field in cls.model_fields.items())
 
 
 def one_of(tag: Callable[[Any], str | None], expected: str) -> Discriminator:

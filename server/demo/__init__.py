@@ -33,3 +33,8 @@ def example_scenes() -> list[ExampleScene]:
     """The example pictures in a fixed order, one per kind of question that the model is good at."""
     entries = json.loads((_HERE / "scenes" / "scenes.json").read_text(encoding="utf-8"))
     return [ExampleScene(_HERE / "scenes" / e["file"], e["question"], e["answer"]) for e in entries]
+
+
+def example_gallery() -> list[Path]:
+    """Pictures of one shape each, to label and to group; a name tells colour, shape and the scene's seed."""
+    return sorted((_HERE / "gallery").glob("*.webp"))

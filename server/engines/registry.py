@@ -17,6 +17,9 @@ _ENGINES: dict[str, tuple[str, str]] = {
     "vllm": ("covervlm.server.engines.vllm.engine", "VllmEngine"),
 }
 
+_FLOAT32 = ("auto", "float32")
+"""Values of --dtype that mean float32 on a CPU."""
+
 
 class StartupError(Exception):
     """The server cannot start; the message is one line."""
@@ -56,6 +59,11 @@ def _transformers_config(module: Any, settings: Settings) -> Any:
         raise SettingsError(
             f"vllm_args: {settings.vllm_args} is for --engine vllm, but the engine here is transformers"
         )
+    if settings.quantization != "none" and (settings.device.startswith("cuda") or settings.dtype not in _FLOAT32):
+        raise SettingsError(
+            f"quantization: {settings.quantization} is for float32 on a CPU, "
+            f"not for --device {settings.device} with --dtype {settings.dtype}"
+        )
     return module.TransformersEngineConfig(
         model_path=_model_path(settings),
         device=settings.device,
@@ -66,10 +74,17 @@ def _transformers_config(module: Any, settings: Settings) -> Any:
         prefix_cache_bytes=int(settings.prefix_cache_bytes),
         threads=settings.threads,
         methods=settings.pruning_methods,
+        quantization=settings.quantization,
+        clip_path=clip_location(settings),
     )
 
 
 def _vllm_config(module: Any, settings: Settings) -> Any:
+    if settings.quantization != "none":
+        raise SettingsError(
+            f"quantization: {settings.quantization} is for --engine transformers on a CPU; "
+            "vLLM has its own, --vllm-args='--quantization NAME'"
+        )
     return module.VllmEngineConfig(
         model_path=_model_path(settings),
         dtype=settings.dtype,
@@ -110,6 +125,18 @@ def _model_path(settings: Settings) -> str:
     from covervlm.server.demo import model_path
 
     return str(model_path()) if settings.model == "demo" else checked_location("model", settings.model)
+
+
+def clip_location(settings: Settings) -> str | None:
+    """The CLIP checkpoint that the settings name; None where they name none."""
+    from covervlm.server.demo import clip_path
+
+    model = settings.clip_model
+    if model == "auto":
+        model = "demo" if settings.model == "demo" else "none"
+    if model == "none":
+        return None
+    return str(clip_path()) if model == "demo" else checked_location("clip_model", model)
 
 
 def checked_location(option: str, model: str) -> str:

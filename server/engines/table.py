@@ -3,8 +3,7 @@
 from importlib import import_module
 
 from covervlm.server.engines.vllm import plugin
-from covervlm.server.models.registry import ARCHITECTURES
-from covervlm.server.models.unserved import UNSERVED
+from covervlm.server.models.registry import ARCHITECTURES, UNSERVED
 
 
 def architectures_table() -> str:

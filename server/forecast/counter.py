@@ -43,7 +43,9 @@ class Counter:
             self._minutes[number].requests += minute.requests
 
     def _minute(self, at: float) -> Minute:
-        minute = self._minutes.setdefault(int(at // MINUTE), Minute())
-        if len(self._minutes) > _MOST:
-            del self._minutes[min(self._minutes)]
+        number = int(at // MINUTE)
+        if (minute := self._minutes.get(number)) is None:
+            minute = self._minutes[number] = Minute()
+            if len(self._minutes) > _MOST:
+                del self._minutes[min(self._minutes)]
         return minute

@@ -26,7 +26,7 @@ LEAD = 600
 class Forecaster:
     """Used on the event loop; the disk and the arithmetic are waited for in threads.
 
-    `outlook` is the latest one; it is empty until the first has been made.
+    `count` is told when a request came. `outlook` is the latest one; it is empty until the first has been made.
     """
 
     def __init__(
@@ -41,16 +41,13 @@ class Forecaster:
         self._crowded = crowded
         self._clock = clock
         self._counter = Counter()
+        self.count = self._counter.add
         self._history: History | None = None
         self._failing = False
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="forecast")
         self._looking = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self.outlook = Outlook(made=0)
-
-    def count(self, at: float) -> None:
-        """A request came at `at`, in Unix time."""
-        self._counter.add(at)
 
     def excess(self) -> float:
         """The load of this hour, or of the next if that begins soon, in multiples of what is borne; 0: unknown."""

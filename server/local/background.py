@@ -26,7 +26,7 @@ class Background:
         """What the coroutine returns or raises; RuntimeError once this is closed."""
         if self.closed:
             work.close()
-            raise RuntimeError("the model is closed")
+            raise RuntimeError("the model is closed; load it again with covervlm.load")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()

@@ -1,23 +1,23 @@
 """A model loaded into this process: the server's engine and rules, without HTTP between."""
 
 import asyncio
+import atexit
 import json
 import os
 import uuid
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+from pydantic import ValidationError
 from torch import Tensor
 
 from covervlm.clients import ChatAnswer, ImageSource
 from covervlm.clients.images import Images
 from covervlm.server import wiring
-from covervlm.server.api.answer import Answer, Choice
-from covervlm.server.api.fingerprint import Fingerprint
-from covervlm.server.api.prompt_report import prune_response
-from covervlm.server.api.routes.chat import Completion, echoed
+from covervlm.server.api.answer import Choice, Conversation
+from covervlm.server.api.report import Fingerprint, prune_response
+from covervlm.server.api.routes.chat import Completion
 from covervlm.server.api.wire.chat_request import ChatCompletionRequest
 from covervlm.server.core.answer import TextDelta
 from covervlm.server.core.caller import Caller
@@ -30,24 +30,15 @@ from covervlm.server.local.background import Background
 from covervlm.server.local.pictures import Pictures
 from covervlm.server.local.request import Message, about, request_body
 from covervlm.server.local.results import Selection, Stream
-from covervlm.server.settings import MAX_PIXELS, Settings
+from covervlm.server.settings import MAX_PIXELS, Settings, SettingsError, one_line
 from covervlm.server.telemetry.metrics import Metrics
 from covervlm.server.telemetry.request_record import RequestRecord
 
 
 class _LocalSettings(Settings):
-    """The options of a server, of which COVERVLM_* variables say nothing here: they are for servers."""
+    """The options of a server; COVERVLM_* variables and configuration files say nothing here: they are for servers."""
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)
+    from_outside: ClassVar[bool] = False
 
 
 def load(
@@ -62,7 +53,8 @@ def load(
 
     device: auto, cpu, cuda or cuda:N. dtype: what it computes in; auto is float32 on a CPU and the checkpoint's own on
     a GPU. threads: torch's, which by default decides. max_running: answers that decode at once. Raises SettingsError,
-    OSError or ValueError, with one line that says why, for what cannot be loaded.
+    OSError or ValueError, with one line that says why, for what cannot be loaded, and what torch does for a device that
+    is not there.
     """
     limits = {
         "max_image_bytes": 1024**3,
@@ -77,7 +69,11 @@ def load(
         "threads": threads,
         "max_running": max_running,
     }
-    return Model(_LocalSettings(engine="transformers", **given, **limits))  # type: ignore[arg-type]
+    try:
+        settings = _LocalSettings(engine="transformers", **given, **limits)  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise SettingsError(one_line(error)) from None
+    return Model(settings)
 
 
 class Model:
@@ -101,10 +97,11 @@ class Model:
         self._background = Background()
         self._pictures = wiring.build_images(settings, Pictures)
         self._asker = wiring.build_asker(settings, engine)
-        self._prepare = wiring.build_preparation(settings, engine, self._pictures, self._asker, None)
-        self._metrics = Metrics(engine, model=settings.model_name)
+        prepare = wiring.build_preparation(settings, engine, self._pictures, self._asker, None)
+        self._conversation = Conversation(engine, prepare, Metrics(engine, model=settings.model_name))
         self._fingerprint = Fingerprint(engine, settings.model)
         self._at_once = 2 * settings.max_running
+        atexit.register(engine.abandon)
         try:
             self._background.run(engine.start())
         except BaseException:
@@ -152,7 +149,8 @@ class Model:
         return self._engine.adapter.for_generate(embeddings, positions)
 
     def close(self) -> None:
-        """Let running answers end, and the model go."""
+        """Wait for running answers, then release the model."""
+        atexit.unregister(self._engine.abandon)
         if not self._background.closed:
             self._background.run(self._stop())
             self._background.close()
@@ -172,11 +170,9 @@ class Model:
         self, messages: Sequence[Message], options: Mapping[str, Any], *, return_indices: bool = False
     ) -> tuple[ChatCompletionRequest, GenerationRequest, RequestRecord]:
         record = RequestRecord(uuid.uuid4().hex, "local")
-        self._metrics.began(record)
         with self._pictures.album() as album:
             body = request_body(messages, album, options)
-            request = await self._prepare(body, record, Caller(), return_indices=return_indices)
-        self._metrics.prepared(record, request)
+            request = await self._conversation.prepared(body, record, Caller(), return_indices=return_indices)
         return body, request, record
 
     async def _pieces(
@@ -184,14 +180,7 @@ class Model:
     ) -> AsyncGenerator[str | ChatAnswer, None]:
         """The text of the first choice, and the whole answer last."""
         body, request, record = await self._asked(messages, options)
-        answer = Answer(
-            self._engine.generate(request),
-            request.tools,
-            record,
-            self._metrics,
-            echo=echoed(request) if body.echo else "",
-            token_ids=bool(body.return_token_ids),
-        )
+        answer = self._conversation.answer(body, request, record)
         completion = Completion(body, answer, record, self._fingerprint())
         choices: dict[int, Choice] = {}
         try:

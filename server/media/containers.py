@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from covervlm.server.core.errors import InvalidRequest
 
 MOST_PARTS = 4096
-_BYTES_PER_PART = 256
-"""Beyond MOST_PARTS, a file may have one part for every so many bytes: the smallest that encoders write."""
+_BYTES_PER_PART = 1024
+"""Beyond MOST_PARTS, a PNG or WebP may have one part for every so many bytes: libpng's have 8 KiB, others' a row."""
 MOST_SCANS = 100
 _WINDOW = 2**20
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
@@ -33,7 +33,7 @@ def scans(data: bytes) -> int:
     elif data[:6] in (b"GIF87a", b"GIF89a"):
         _count("GIF", _blocks(data), MOST_PARTS)  # Pillow joins a comment's blocks one by one
     elif data.startswith(b"\xff\xd8\xff"):
-        return _count("JPEG", _segments(data), _most_parts(data))
+        return _count("JPEG", _segments(data), MOST_PARTS)  # headers alone: all of a scan's data is one part
     elif data.startswith(b"BM") and len(data) >= 34:
         size, width, height, compression = *struct.unpack_from("<Iii", data, 14), data[30]
         if size >= 40 and compression in (1, 2) and abs(width * height) > _RUN_LENGTH_PIXELS:

@@ -9,13 +9,16 @@ from PIL import ExifTags, Image, ImageOps
 from covervlm.server.core.errors import InvalidRequest
 from covervlm.server.core.generation import ImagePart
 from covervlm.server.media.containers import scans
-from covervlm.server.media.data_urls import too_large
+from covervlm.server.media.kinds import IMAGE
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 BYTES_PER_PIXEL = 4
 """Of an RGB image in Pillow's memory."""
 _PASSES = 16
 """How many times the most pixels of an image a JPEG's scans may cover together; encoders write about ten scans."""
+Image.core.set_block_size(64 * 2**20)
+# Pillow has the pixels' memory zeroed while it keeps all threads waiting, 100 ms for 49 megapixels. Blocks as large as
+# these come from the system, which zeroes them page by page when they are written, while others may go on.
 _STRIP = 2**20
 """Pixels that are converted or hashed at a time, so that there is never a second copy of them all."""
 
@@ -87,9 +90,9 @@ def open_image(data: bytes, limits: ImageLimits) -> Encoded:
     except Exception as error:
         raise _refusal(error, limits) from None
     if image.width < 1 or image.height < 1:
-        raise _invalid("The image is empty.")
+        raise IMAGE.invalid("The image is empty.")
     if image.width * image.height > limits.max_pixels:
-        raise too_large(limits.max_pixels, "pixels")
+        raise IMAGE.too_large(limits.max_pixels, "pixels")
     if passes * image.width * image.height > _PASSES * limits.max_pixels:
         raise InvalidRequest(
             f"The JPEG has {passes} scans of {image.width} x {image.height} pixels, more than this server decodes for "
@@ -157,11 +160,11 @@ def _refusal(error: Exception, limits: ImageLimits) -> InvalidRequest:
     if isinstance(error, InvalidRequest):
         return error
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return too_large(limits.max_pixels, "pixels")
+        return IMAGE.too_large(limits.max_pixels, "pixels")
     if isinstance(error, Image.UnidentifiedImageError):
-        return _invalid(f"The data is not an image in one of the formats {', '.join(FORMATS)}.")
-    return _invalid("The image is damaged or cut off and could not be decoded.")
-
-
-def _invalid(message: str) -> InvalidRequest:
-    return InvalidRequest(message, code="invalid_image")
+        return IMAGE.invalid(
+            f"The data is not an image in one of the formats {', '.join(FORMATS)}; convert it to one of them."
+        )
+    return IMAGE.invalid(
+        "The image is damaged or cut off and could not be decoded; send the whole file, or save it anew."
+    )

@@ -1,4 +1,4 @@
-"""Images at http(s) URLs: fetched from checked addresses only, within limits on redirects, bytes and time.
+"""Images and videos at http(s) URLs: fetched from checked addresses only, within limits on redirects, bytes and time.
 
 A URL from a caller must not reach what only this machine reaches. So every address of a host is checked, and the
 connection goes to a checked address itself: a name that resolves differently a moment later changes nothing.
@@ -9,21 +9,22 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from ipaddress import ip_address
 from typing import cast
 
 import httpx
 
-from covervlm.server.core.errors import InvalidRequest
 from covervlm.server.core.fairness import FairTurns
 from covervlm.server.media.addresses import Address, AddressPolicy, literal_address
-from covervlm.server.media.data_urls import too_large
+from covervlm.server.media.kinds import IMAGE, Kind
 from covervlm.server.media.names import Names
 
 Resolve = Callable[[str, int, str], Awaitable[Sequence[str]]]
 """Addresses of a host and port, for an owner."""
 
+_AGENT = f"covervlm/{version('covervlm')}"  # read from the package's files, which takes longer than a request
 _CONNECTIONS = 64
 """Of which one owner has half at most: servers that drip or say nothing hold theirs for as long as a fetch may take."""
 
@@ -35,6 +36,12 @@ class FetchLimits:
     max_redirects: int = 3
     total_timeout: float = 10.0
     read_timeout: float = 5.0
+
+
+@cache
+def _public_certificates() -> ssl.SSLContext:
+    """Reading them takes 30 ms."""
+    return httpx.create_ssl_context()
 
 
 class Fetcher:
@@ -58,13 +65,24 @@ class Fetcher:
         self._timeout = {"connect": step, "read": step, "write": step, "pool": limits.total_timeout}
         # Connections are not kept: one made for a host must never serve another that shares its address.
         self._transport = transport or httpx.AsyncHTTPTransport(
-            verify=tls or httpx.create_ssl_context(),
+            verify=tls or _public_certificates(),
             trust_env=False,
             limits=httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=0),
         )
 
-    async def __call__(self, url: str, max_bytes: int, *, owner: str, hold: Callable[[int], None]) -> bytes:
+    async def __call__(
+        self,
+        url: str,
+        max_bytes: int,
+        *,
+        owner: str,
+        hold: Callable[[int], None],
+        pace: Callable[[int], float] = lambda size: 0.0,
+        kind: Kind = IMAGE,
+    ) -> bytes:
         """The body behind the URL, at most max_bytes; `hold` is told of its bytes as they come, and may raise.
+
+        pace: told of them as well, says how many seconds later the next may come.
 
         Raises InvalidRequest, which reveals nothing of this network.
         """
@@ -73,34 +91,46 @@ class Fetcher:
                 asyncio.timeout(self._limits.total_timeout),
                 self._turns.turn(owner, leaves=_CONNECTIONS // 2),
             ):
-                return await self._follow(_parsed(url), max_bytes, owner, hold)
+                return await self._follow(_parsed(url, kind), max_bytes, owner, hold, pace, kind)
         except (TimeoutError, httpx.TimeoutException):
-            raise _refused("Fetching the image took too long; send the image itself as a data URL.") from None
+            raise kind.invalid_url(
+                f"Fetching the {kind.name} took too long; send the {kind.name} itself as a data URL."
+            ) from None
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError):
-            raise _refused("The image could not be fetched; check its URL, or send the image as a data URL.") from None
+            raise kind.invalid_url(
+                f"The {kind.name} could not be fetched; check its URL, or send the {kind.name} as a data URL."
+            ) from None
 
     async def aclose(self) -> None:
         self._names.close()
         await self._transport.aclose()
 
-    async def _follow(self, url: httpx.URL, max_bytes: int, owner: str, hold: Callable[[int], None]) -> bytes:
+    async def _follow(
+        self,
+        url: httpx.URL,
+        max_bytes: int,
+        owner: str,
+        hold: Callable[[int], None],
+        pace: Callable[[int], float],
+        kind: Kind,
+    ) -> bytes:
         for _ in range(self._limits.max_redirects + 1):
-            async with self._get(url, owner) as response:
+            async with self._get(url, owner, kind) as response:
                 if response.has_redirect_location:
-                    url = _parsed(str(url.join(response.headers["location"])))
+                    url = _parsed(response.headers["location"], kind, url)
                     continue
                 if response.status_code != 200:
-                    raise _refused(f"The image's URL answered with status {response.status_code}.")
-                return await _body(response, max_bytes, hold)
-        raise _refused(f"The image's URL redirects more than {self._limits.max_redirects} times.")
+                    raise kind.invalid_url(f"The {kind.name}'s URL answered with status {response.status_code}.")
+                return await _body(response, max_bytes, hold, pace, kind)
+        raise kind.invalid_url(f"The {kind.name}'s URL redirects more than {self._limits.max_redirects} times.")
 
     @asynccontextmanager
-    async def _get(self, url: httpx.URL, owner: str) -> AsyncIterator[httpx.Response]:
+    async def _get(self, url: httpx.URL, owner: str, kind: Kind) -> AsyncIterator[httpx.Response]:
         """The response from the first of the host's addresses that takes a connection."""
-        addresses = await self._addresses(url, owner)
+        addresses = await self._addresses(url, owner, kind)
         for address in addresses:
             try:
-                response = await self._transport.handle_async_request(self._request(url, address))
+                response = await self._transport.handle_async_request(self._request(url, address, kind))
             except (httpx.ConnectError, httpx.ConnectTimeout):
                 if address == addresses[-1]:
                     raise
@@ -111,11 +141,13 @@ class Fetcher:
                 await response.aclose()
             return
 
-    async def _addresses(self, url: httpx.URL, owner: str) -> list[Address]:
+    async def _addresses(self, url: httpx.URL, owner: str, kind: Kind) -> list[Address]:
         """The host's addresses, all of which may be reached."""
         host, port = _host(url), url.port or (443 if url.scheme == "https" else 80)
         if not self._policy.allows_host(host):
-            raise _refused("This server does not fetch images from this URL's host; send the image as a data URL.")
+            raise kind.invalid_url(
+                f"This server does not fetch {kind.name}s from this URL's host; send the {kind.name} as a data URL."
+            )
         try:
             literal = literal_address(host)
             addresses = [literal] if literal else [ip_address(text) for text in await self._resolve(host, port, owner)]
@@ -123,10 +155,12 @@ class Fetcher:
             addresses = []
         if not addresses or not all(self._policy.allows_address(address) for address in addresses):
             # The same words for both: callers must not learn which names resolve inside this network.
-            raise _refused("The host in the image's URL has no public address; send the image as a data URL.")
+            raise kind.invalid_url(
+                f"The host in the {kind.name}'s URL has no public address; send the {kind.name} as a data URL."
+            )
         return list(dict.fromkeys(addresses))
 
-    def _request(self, url: httpx.URL, address: Address) -> httpx.Request:
+    def _request(self, url: httpx.URL, address: Address, kind: Kind) -> httpx.Request:
         """A request to the address that looks, to the server and to TLS, like one to the host."""
         host = _host(url)
         return httpx.Request(
@@ -134,49 +168,56 @@ class Fetcher:
             url.copy_with(host=str(address)),
             headers={
                 "Host": url.netloc.decode("ascii"),
-                "Accept": "image/*",
+                "Accept": f"{kind.name}/*",
                 "Accept-Encoding": "identity",
                 "Connection": "close",
-                "User-Agent": f"covervlm/{version('covervlm')}",
+                "User-Agent": _AGENT,
             },
             extensions={"timeout": self._timeout, "sni_hostname": host.rstrip(".")},
         )
 
 
-async def _body(response: httpx.Response, max_bytes: int, hold: Callable[[int], None]) -> bytes:
+async def _body(
+    response: httpx.Response, max_bytes: int, hold: Callable[[int], None], pace: Callable[[int], float], kind: Kind
+) -> bytes:
     declared = response.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_bytes:
-        raise too_large(max_bytes, "bytes")
+        raise kind.too_large(max_bytes, "bytes")
     if response.headers.get("content-encoding", "identity") != "identity":
-        raise _refused("The image's URL answered with a compressed body.")
+        raise kind.invalid_url(f"The {kind.name}'s URL answered with a compressed body.")
     body = bytearray()
     async for piece in cast(httpx.AsyncByteStream, response.stream):
         if len(body) + len(piece) > max_bytes:
-            raise too_large(max_bytes, "bytes")
+            raise kind.too_large(max_bytes, "bytes")
         hold(len(piece))
         body += piece
+        if delay := pace(len(piece)):
+            await asyncio.sleep(delay)
     return bytes(body)
 
 
-def _parsed(url: str) -> httpx.URL:
+def _parsed(url: str, kind: Kind, base: httpx.URL | None = None) -> httpx.URL:
+    """base: where a redirect's URL was found, which may be relative to it."""
     try:
-        parsed = httpx.URL(url)
+        parsed = httpx.URL(url) if base is None else httpx.URL(str(base.join(url)))
         if not 0 < (parsed.port or 80) < 65536:
             raise httpx.InvalidURL("port")
         host = parsed.host and _host(parsed)  # decoded and encoded, both of which can fail
-    except (httpx.InvalidURL, UnicodeError):
-        raise _refused("The image's URL is malformed.") from None
-    if parsed.scheme not in ("http", "https") or not host:
-        raise _refused("Images are fetched from http and https URLs only.")
+    except (httpx.InvalidURL, ValueError):  # the standard library joins URLs and has its own error
+        raise kind.invalid_url(f"The {kind.name}'s URL is malformed.") from None
+    if parsed.scheme not in ("http", "https"):
+        raise kind.invalid_url(
+            f"{kind.name.title()}s are fetched from http and https URLs only; send this one as a data URL."
+        )
+    if not host:
+        raise kind.invalid_url(
+            f"The {kind.name}'s URL names no host; it must have the form https://host/path, or be a data URL."
+        )
     if parsed.userinfo:
-        raise _refused("The image's URL must not carry a user name or password.")
+        raise kind.invalid_url(f"The {kind.name}'s URL must not carry a user name or password.")
     return parsed
 
 
 def _host(url: httpx.URL) -> str:
     """The host as it is looked up: ASCII, international names in punycode."""
     return url.raw_host.decode("ascii")
-
-
-def _refused(message: str) -> InvalidRequest:
-    return InvalidRequest(message, code="invalid_image_url")

@@ -1,22 +1,39 @@
 """Image parts of a request to checked RGB images, wherever they come from, within limits on bytes and pixels."""
 
+import asyncio
 import copy
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from covervlm.server.core.caller import Caller
 from covervlm.server.core.errors import EngineOverloaded, InvalidRequest
 from covervlm.server.core.fairness import FairTurns
 from covervlm.server.core.generation import ImagePart
 from covervlm.server.core.tasks import in_thread
-from covervlm.server.media.data_urls import image_bytes, url_scheme
+from covervlm.server.media.data_urls import media_bytes, url_scheme
 from covervlm.server.media.decoding import BYTES_PER_PIXEL, Encoded, ImageLimits, open_image
 from covervlm.server.media.fetch import Fetcher
 from covervlm.server.media.files import read_media_file
+from covervlm.server.media.kinds import IMAGE, Kind
 
+
+class Measured(Protocol):
+    """A picture that is not decoded yet; decoding_bytes: memory that decoding takes beside its pixels."""
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def height(self) -> int: ...
+
+    @property
+    def decoding_bytes(self) -> int: ...
+
+
+Opened = TypeVar("Opened", bound=Measured)
 Part = TypeVar("Part")
 CheckSize = Callable[[int, int], None]
 """Raises InvalidRequest for an image of this width and height that is not to be decoded."""
@@ -60,50 +77,60 @@ class ImageLoader:
         EngineOverloaded where too many images wait or no memory is left for this one.
         """
         caller.charge_image()
+        if delay := caller.pace.image():
+            await asyncio.sleep(delay)
         with caller.holding() as hold:
             try:
-                read, size = await self._source(url, caller.owner, hold)
+                read, size = await self.source(url, self.limits.max_bytes, IMAGE, caller, hold)
             except InvalidRequest as error:
                 error.param = param
                 raise
             return await self.run(lambda: [open_image(read(), self.limits)], image_of, size, param=param, caller=caller)
 
-    async def _source(self, url: str, owner: str, hold: Callable[[int], None]) -> tuple[Callable[[], bytes], int]:
-        """What reads the encoded image, and the bytes that this takes; `hold` is told of what is there before."""
+    async def source(
+        self, url: str, most: int, kind: Kind, caller: Caller, hold: Callable[[int], None]
+    ) -> tuple[Callable[[], bytes], int]:
+        """What reads the encoded file of `most` bytes, and the bytes that this takes.
+
+        `hold` is told of what is there before. Raises InvalidRequest.
+        """
         scheme = url_scheme(url)
-        most = self.limits.max_bytes
         if scheme in ("http", "https") and self._fetch is not None:
-            data = await self._fetch(url.strip(), most, owner=owner, hold=hold)
+            if delay := caller.pace.fetch():
+                await asyncio.sleep(delay)
+            data = await self._fetch(url.strip(), most, owner=caller.owner, hold=hold, pace=caller.pace.body, kind=kind)
             return lambda: data, 0
         if scheme == "file" and self._folder is not None:
-            return partial(read_media_file, url.strip(), self._folder, most), most
+            return partial(read_media_file, url.strip(), self._folder, most, kind), most
         # A data URL's bytes in pieces, and those joined.
-        return partial(image_bytes, url, most), 2 * len(url)
+        return partial(media_bytes, url, most, kind), 2 * len(url)
 
     async def run(
         self,
-        read: Callable[[], Sequence[Encoded]],
-        decode: Callable[[Sequence[Encoded]], Part],
+        read: Callable[[], Sequence[Opened]],
+        decode: Callable[[Sequence[Opened]], Part],
         size: int,
         *,
         param: str,
         caller: Caller,
+        stop: Callable[[], None] = lambda: None,
     ) -> Part:
         """What `decode` makes of what `read` has opened, both in one of the threads; raises as `load` does.
 
-        size: bytes that reading takes. The pixels' memory is counted once the headers tell how many, before decoding.
+        size: bytes that reading takes. stop: ends either early, once the caller has left. The pixels' memory is
+        counted once the headers tell how many, before decoding.
         """
         if len(self._turns) >= self._max_pending:
             raise EngineOverloaded("Too many images are waiting to be decoded; try again shortly.", retry_after=1)
         try:
             async with self._turns.turn(caller.owner, leaves=int(caller.has_key)):
                 with caller.holding(size):
-                    encoded = await in_thread(self._pool, read)
+                    encoded = await in_thread(self._pool, read, stop=stop)
                     for image in encoded:
                         self._check_size(image.width, image.height)
                     caller.hold(BYTES_PER_PIXEL * sum(image.width * image.height for image in encoded))
                     with caller.holding(max(image.decoding_bytes for image in encoded)):
-                        return await in_thread(self._pool, decode, encoded)
+                        return await in_thread(self._pool, decode, encoded, stop=stop)
         except InvalidRequest as error:
             error.param = param
             raise

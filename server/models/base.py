@@ -1,6 +1,6 @@
 """What an architecture is to the engines: where an image's vision tokens lie, what its tower says, and its adapter."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import chain
@@ -22,11 +22,20 @@ from covervlm.server.core.generation import (
     ToolUse,
     VideoPart,
 )
+from covervlm.server.models.clip_text import NO_VIDEOS, ClipText
 from covervlm.server.models.pictures import Cost
-from covervlm.server.models.processor import NO_VIDEOS, ChatProcessor, all_words, visual_words
+from covervlm.server.models.processor import ChatProcessor, all_words, visual_words
 
 Box = tuple[float, float, float, float]
 """(left, top, right, bottom) in pixels of an image."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """size: (width, height) in pixels for the tower. total: tokens that the image or clip makes at its own size."""
+
+    size: tuple[int, int]
+    total: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +61,14 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """An image of `total` unpruned tokens; those that no part names are read only when nothing is pruned."""
+    """An image of `total` unpruned tokens; those that no part names are read only when nothing is pruned.
+
+    slots: how many placeholders of a prompt stand for it, each for as many of its tokens.
+    """
 
     total: int
     parts: tuple[Part, ...]
+    slots: int = 1
 
     @cached_property
     def rows(self) -> Tensor:
@@ -97,6 +110,12 @@ class Layout:
     def positions(self, picks: Sequence[Tensor]) -> Tensor:
         """(k,) int64 ascending: the places in the sequence of the picks of each part; all on the CPU."""
         return torch.cat([part.positions[pick] for part, pick in zip(self.parts, picks, strict=True)]).sort().values
+
+    def counts(self, kept: Tensor | None = None) -> list[int]:
+        """How many tokens each slot is read as; kept: their places in the sequence, (k,) int64; None for all."""
+        if kept is None or self.slots == 1:
+            return [(self.total if kept is None else len(kept)) // self.slots] * self.slots
+        return torch.bincount(kept // (self.total // self.slots), minlength=self.slots).tolist()
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,8 +168,8 @@ class ImageTokens:
 class Architecture:
     """What both engines know of an architecture from its configuration alone, before any weights are loaded.
 
-    Images of one shape share one layout. What a shape is, is the architecture's own affair: whatever of an image's size
-    the layout depends on. A subclass sets the class attributes that differ, and implements `_layout` and `cost`.
+    Images of one shape share one layout: whatever of an image's size it depends on, which the architecture says. A
+    subclass sets the class attributes that differ, and implements `_layout` and `cost`.
     """
 
     pruner_params: ClassVar[Mapping[str, float]] = {}
@@ -160,6 +179,8 @@ class Architecture:
     placeholder_fields: ClassVar[Sequence[str]] = ("image_token_id",)
     """Fields of the configuration with the ids of the tokens that stand for an image or a clip."""
     has_cls_token = False
+    free_resolution = False
+    """Whether the tower takes pictures of any size, so that a smaller one makes fewer tokens."""
     vision_tokens: int | None = None
     """Tokens of every image, unpruned; None where that depends on the image."""
 
@@ -190,6 +211,14 @@ class Architecture:
         """The area of an image that its grid of tokens covers; None where there is no single grid."""
         return None
 
+    def clip_shape(self, width: int, height: int, frames: int, image_processor: Any) -> tuple[int, ...]:
+        """The shape of a clip of so many frames of this size, in pixels. Raises InvalidRequest where none is read."""
+        raise InvalidRequest(NO_VIDEOS, param="messages")
+
+    def clip_pixels(self, frames: Sequence[Image], image_processor: Any) -> Tensor:
+        """What the tower is given of a clip of RGB frames of one size."""
+        raise NotImplementedError
+
     def words(self, question: str) -> list[str]:
         """The words of a question that guide the selection."""
         if not self.every_word:
@@ -209,6 +238,10 @@ class Architecture:
     def frame(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Sequence[int], Sequence[int]]:
         """The tokens that stand before and after an image's own, where its chat template does not write them."""
         return (), ()
+
+    def clip_text(self, tokenizer: Any, image_processor: Any) -> ClipText | None:
+        """How a prompt tells of a clip; None where its chat template's placeholder is all of it."""
+        return None
 
     def placeholders(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
         """The tokens that stand for an image or a clip in a prompt, with their ids; ValueError for an unknown id."""
@@ -238,7 +271,8 @@ class Adapter:
     def __init__(self, model: Any, processor: Any) -> None:
         self.model = model
         self.architecture = self.describes(model.config)
-        self.chat = ChatProcessor(processor, self.architecture.placeholders(processor.tokenizer))
+        clip_text = self.architecture.clip_text(processor.tokenizer, processor.image_processor)
+        self.chat = ChatProcessor(processor, self.architecture.placeholders(processor.tokenizer), clip_text)
         self._frame = self.architecture.frame(processor.tokenizer)
         self.language_model: torch.nn.Module = model.model.language_model
         self.lm_head: Any = model.lm_head
@@ -260,7 +294,7 @@ class Adapter:
         return self.chat.tokenizer
 
     def tokenize(self, prompt: Prompt, template: TemplateOptions = USUAL, tools: ToolUse = NO_TOOLS) -> tuple[int, ...]:
-        """The prompt's ids, with one placeholder id per image, in reading order."""
+        """The prompt's ids, with one placeholder id per image, in reading order, or as many as its layout has slots."""
         ids = self.chat.tokenize(prompt, self.context_length, template, tools)
         before, after = self._frame
         if before or after:
@@ -282,11 +316,19 @@ class Adapter:
         raise NotImplementedError
 
     def preprocess_video(self, frames: Sequence[Image], fps: float) -> Mapping[str, Any]:
-        """As `preprocess`, for a clip of frames of one size, `fps` of them to a second: one part per moment.
-
-        Raises InvalidRequest where the architecture reads no videos.
-        """
+        """As `preprocess`, for a clip of frames of one size, `fps` of them to a second. Raises InvalidRequest."""
         raise InvalidRequest(NO_VIDEOS, param="messages")
+
+    def scaling(self, part: ImagePart | VideoPart, budget: Callable[[int], int]) -> Scaling | None:
+        """How to scale an image or clip so that it makes no more than `budget` of its tokens; None where it does not.
+
+        budget: of the tokens that it makes at its own size, how many there may be. For free resolutions alone.
+        """
+        raise NotImplementedError
+
+    def preprocess_scaled(self, part: ImagePart | VideoPart, scaling: Scaling) -> Mapping[str, Any]:
+        """As `preprocess` or `preprocess_video`, of pictures of another size."""
+        raise NotImplementedError
 
     def encode(self, inputs: Sequence[Mapping[str, Any]], *, cls_attention: bool = False) -> list[ImageTokens]:
         """Run tower and projector over a batch of preprocessed images."""
@@ -306,9 +348,12 @@ class Adapter:
         kept: of each image, the places in its unpruned sequence to keep, (k,) int64 ascending on the CPU; None for all.
         The last position is that of the first token that will be generated.
         """
-        pieces, start = [], 0
-        for slot, image, positions in zip(self.chat.slots(ids), images, kept or [None] * len(images), strict=True):
+        seen: list[Tensor] = []
+        for image, positions in zip(images, kept or [None] * len(images), strict=True):
             vision = self.whole(image) if positions is None else image.at(positions)
+            seen += vision.split(image.layout.counts(positions))
+        pieces, start = [], 0
+        for slot, vision in zip(self.chat.slots(ids), seen, strict=True):
             pieces += [self._text(ids[start:slot]), vision]
             start = slot + 1
         embeddings = torch.cat([*pieces, self._text(ids[start:])])
@@ -325,7 +370,7 @@ class Adapter:
         return {name: tensor.clone() for name, tensor in inputs.items()}
 
     def expanded(self, ids: Sequence[int], counts: Sequence[int]) -> list[int]:
-        """The ids with a placeholder for every vision token that is read; counts: of each image, in reading order."""
+        """The ids with a placeholder for every vision token that is read; counts: of each placeholder, in order."""
         read: list[int] = []
         start = 0
         for slot, count in zip(self.chat.slots(ids), counts, strict=True):
@@ -343,12 +388,6 @@ class Adapter:
 
     def _embed(self, ids: Sequence[int]) -> Tensor:
         return self.embeddings(torch.tensor(ids, dtype=torch.long, device=self.embeddings.weight.device))
-
-
-def check_frames(frames: Sequence[Image]) -> None:
-    """Raises InvalidRequest for a clip without frames, or with frames of several sizes."""
-    if len({frame.size for frame in frames}) != 1:
-        raise InvalidRequest("A video needs at least one frame, and all of its frames must have the same size.")
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -6,19 +6,11 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-)
-
-# Imported from its module: older releases of transformers refuse the public name where torchvision is missing.
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from covervlm.server.models.base import Adapter
 from covervlm.server.models.checks import check_adapter
+from covervlm.server.models.processor import Processor
 from covervlm.server.models.registry import adapter_class
 
 
@@ -43,32 +35,6 @@ class Checkpoint:
         if not isinstance(dtype, torch.dtype):
             raise ValueError(f"unknown dtype {self.dtype!r}; use auto, float32, bfloat16 or float16")
         return dtype
-
-
-@dataclass
-class Processor:
-    """A checkpoint's tokenizer, image processor and chat template.
-
-    transformers' own processors of models that read videos can not be built without torchvision.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    image_processor: Any
-    chat_template: str | None = None
-
-    @classmethod
-    def load(cls, path: Any) -> "Processor":
-        """From a folder or the hub, none of whose code is run."""
-        template = ProcessorMixin.get_processor_dict(path)[0].get("chat_template")
-        return cls(
-            AutoTokenizer.from_pretrained(path, trust_remote_code=False),
-            # Pillow's pixels rather than torchvision's: the same on every machine, and of a known cost.
-            AutoImageProcessor.from_pretrained(path, trust_remote_code=False, backend="pil"),
-            template if isinstance(template, str) else None,
-        )
-
-    def apply_chat_template(self, chat: list[dict[str, Any]], **options: Any) -> Any:
-        return self.tokenizer.apply_chat_template(chat, chat_template=self.chat_template, **options)
 
 
 def load_adapter(checkpoint: Checkpoint) -> Adapter:

@@ -1,5 +1,6 @@
-"""InternVL3: tiles that fill a picture's whole shape, a small view of the whole after them, four patches to a token."""
+"""InternVL3: tiles that fill a picture's whole shape, then a small view of it, four patches to a token; and clips."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,11 +11,27 @@ from transformers import PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 
 from covervlm.server.models.base import Adapter, Architecture, Box, ImageTokens, Layout, Part
-from covervlm.server.models.pictures import Cost, mosaic, mosaic_cost, mosaic_pixels
+from covervlm.server.models.clip_text import ClipText
+from covervlm.server.models.pictures import (
+    Cost,
+    check_frames,
+    frame_cost,
+    frame_pixels,
+    mosaic,
+    mosaic_cost,
+    mosaic_pixels,
+)
+
+_CROPS_AT_ONCE = 16
+"""That the tower sees together: a clip may have many frames."""
 
 
 class InternVL(Architecture):
-    """Shape: (rows, columns) of tiles. An image's tokens are those of its tiles, then of the view of the whole."""
+    """Shape: (rows, columns) of an image's tiles, or (frames,) of a clip.
+
+    An image's tokens are those of its tiles, then of the view of the whole. A clip's frames are a tile each, and stand
+    apart in a prompt, each after its number.
+    """
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -53,7 +70,9 @@ class InternVL(Architecture):
         return (0.0, 0.0, float(width), float(height)) if self.shape(width, height, image_processor) == (1, 1) else None
 
     def cost(self, width: int, height: int, image_processor: Any, *, frames: int | None = None) -> Cost:
-        return mosaic_cost(width, height, image_processor)
+        if frames is None:
+            return mosaic_cost(width, height, image_processor)
+        return frame_cost(width, height, image_processor, frames)
 
     def frame(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Sequence[int], Sequence[int]]:
         start, end = (getattr(tokenizer, f"{name}_image_token_id", None) for name in ("start", "end"))
@@ -61,16 +80,36 @@ class InternVL(Architecture):
             raise ValueError("the tokenizer names no start_image_token and end_image_token, which stand around images")
         return (start,), (end,)
 
+    def placeholders(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+        """Also the token for a clip, which the tokenizer names and the configuration does not."""
+        video, place = (getattr(tokenizer, name, None) for name in ("video_token", "video_token_id"))
+        named = {} if video is None or place is None else {video: place}
+        return super().placeholders(tokenizer) | named
+
+    def clip_text(self, tokenizer: Any, image_processor: Any) -> ClipText | None:
+        """As many lines as frames, each with the frame's number."""
+        video = getattr(tokenizer, "video_token", None)
+        if video is None:
+            return None
+        image = tokenizer.convert_ids_to_tokens(self.config.image_token_id)
+
+        def lines(frames: int, fps: float) -> Iterator[str]:
+            for number in range(1, frames + 1):
+                yield ("\n" if number > 1 else "") + f"Frame{number}: {image}"
+
+        return ClipText(video, lines)
+
     def averaged(self, states: Tensor) -> Tensor:
         """(crops, n, d_v) float32: the tower's states (crops, n * merged ** 2, d_v), averaged for each token."""
         side, merged = self.side, self.merged
         return states.float().unflatten(1, (side, merged, side, merged)).mean((2, 4)).flatten(1, 2)
 
     def _layout(self, shape: tuple[int, ...]) -> Layout:
-        rows, columns = shape
-        tiles = rows * columns
-        crops = torch.arange((tiles + (tiles > 1)) * self.side**2).view(-1, self.side**2)
-        return Layout(crops.numel(), tuple(Part(crop, crop, (self.side, self.side)) for crop in crops))
+        clip, tiles = len(shape) == 1, math.prod(shape)
+        count = tiles if clip or tiles == 1 else tiles + 1
+        crops = torch.arange(count * self.side**2).view(count, -1)
+        parts = tuple(Part(crop, crop, (self.side, self.side)) for crop in crops)
+        return Layout(crops.numel(), parts, slots=count if clip else 1)
 
 
 class InternVLAdapter(Adapter):
@@ -88,13 +127,24 @@ class InternVLAdapter(Adapter):
             "box": self.architecture.box(*image.size, image_processor),
         }
 
+    def preprocess_video(self, frames: Sequence[Image], fps: float) -> Mapping[str, Any]:
+        """As `preprocess`, of a clip: pixel_values (frames, 3, H, W), and seconds_per_group."""
+        check_frames(frames)
+        return {
+            "pixel_values": frame_pixels(frames, self.chat.image_processor),
+            "shape": (len(frames),),
+            "box": None,
+            "seconds_per_group": 1 / fps,
+        }
+
     @torch.inference_mode()
     def encode(self, inputs: Sequence[Mapping[str, Any]], *, cls_attention: bool = False) -> list[ImageTokens]:
         if cls_attention:
             raise ValueError("the CLS token of InternVL's tower was trained for nothing; its attention says nothing")
         pixels = torch.cat([entry["pixel_values"] for entry in inputs]).to(self.embeddings.weight.device)
-        output = self.model.model.get_image_features(pixel_values=pixels)
-        features = self.architecture.averaged(output.last_hidden_state[:, 1:])
+        looked = [self.model.model.get_image_features(pixel_values=some) for some in pixels.split(_CROPS_AT_ONCE)]
+        tokens = torch.cat([output.pooler_output for output in looked])
+        features = torch.cat([self.architecture.averaged(output.last_hidden_state[:, 1:]) for output in looked])
         images, start = [], 0
         for entry in inputs:
             own = slice(start, start := start + len(entry["pixel_values"]))
@@ -102,9 +152,10 @@ class InternVLAdapter(Adapter):
                 ImageTokens(
                     self.architecture.layout(entry["shape"]),
                     # Cloned, so that a cached image does not keep the whole batch alive.
-                    output.pooler_output[own].flatten(0, 1).clone(),
+                    tokens[own].flatten(0, 1).clone(),
                     features[own].flatten(0, 1).clone(),
                     box=entry["box"],
+                    seconds_per_group=entry.get("seconds_per_group"),
                 )
             )
         return images

@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import LlavaOnevisionModel
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
-from covervlm.server.models.base import Layout, Part, check_frames
+from covervlm.server.models.base import Layout, Part
 from covervlm.server.models.llava_next import LlavaNext, LlavaNextAdapter
-from covervlm.server.models.pictures import Cost, frame_cost, frame_pixels, tile_cost
+from covervlm.server.models.pictures import Cost, check_frames, frame_cost, frame_pixels, tile_cost
 
 _RATIO = "anyres_max_9"
 
@@ -37,6 +37,13 @@ class LlavaOnevision(LlavaNext):
         if frames is None:
             return tile_cost(width, height, image_processor)
         return frame_cost(width, height, image_processor, frames)
+
+    def clip_shape(self, width: int, height: int, frames: int, image_processor: Any) -> tuple[int, ...]:
+        return (frames,)
+
+    def clip_pixels(self, frames: Sequence[Image], image_processor: Any) -> Tensor:
+        """(frames, 3, H, W)."""
+        return frame_pixels(frames, image_processor)
 
     def packed(self, values: Tensor, shape: tuple[int, ...], newline: Tensor | None = None) -> Tensor:
         """(rows, x): scaled and joined as transformers' own model does it, with newlines (x,) if they are given."""
@@ -95,7 +102,7 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
         """As `preprocess`, of a clip: pixel_values (frames, 3, H, W), and seconds_per_group."""
         check_frames(frames)
         return {
-            "pixel_values": frame_pixels(frames, self.chat.image_processor),
+            "pixel_values": self.architecture.clip_pixels(frames, self.chat.image_processor),
             "shape": (len(frames),),
             "box": None,
             "seconds_per_group": 1 / fps,

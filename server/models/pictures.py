@@ -169,6 +169,12 @@ def mosaic_pixels(image: Image.Image, processor: Any) -> Tensor:
     return _numbers(chain(map(canvas.crop, boxes), whole), len(boxes) + len(whole), processor)
 
 
+def check_frames(frames: Sequence[Image.Image]) -> None:
+    """Raises InvalidRequest for a clip without frames, or with frames of several sizes."""
+    if len({frame.size for frame in frames}) != 1:
+        raise InvalidRequest("A video needs at least one frame, and all of its frames must have the same size.")
+
+
 def frame_cost(width: int, height: int, processor: Any, frames: int) -> Cost:
     """Of `frame_pixels`. Raises InvalidRequest."""
     one = crop_cost(width, height, processor)

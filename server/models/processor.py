@@ -6,10 +6,14 @@ import math
 import re
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
+
+# Imported from its module: older releases of transformers refuse the public name where torchvision is missing.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from covervlm.server.core.errors import InvalidRequest
 from covervlm.server.core.generation import (
@@ -22,11 +26,12 @@ from covervlm.server.core.generation import (
     TemplateOptions,
     TextPrompt,
     ToolUse,
+    VideoPart,
 )
+from covervlm.server.models.clip_text import NO_VIDEOS, ClipText
 from covervlm.server.models.template import ChatTemplate
 from covervlm.server.tools.prompt import definitions, introduced, spelled_out
 
-NO_VIDEOS = "This model reads images, not videos; send frames as separate images."
 CHARACTERS_PER_TOKEN = 16
 """More than any text has on average: English has about 4, and the longest words of vocabularies about 16."""
 _PIECE = 2**14
@@ -44,12 +49,42 @@ to for with by from at into onto upon
 _STOP_WORDS = frozenset(_STOPPED.split())
 
 
+@dataclass
+class Processor:
+    """A checkpoint's tokenizer, image processor and chat template.
+
+    transformers' own processors of models that read videos cannot be built without torchvision.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: Any
+    chat_template: str | None = None
+
+    @classmethod
+    def load(cls, path: Any) -> "Processor":
+        """From a folder or the hub, none of whose code is run."""
+        template = ProcessorMixin.get_processor_dict(path)[0].get("chat_template")
+        return cls(
+            AutoTokenizer.from_pretrained(path, trust_remote_code=False),
+            # Pillow's pixels rather than torchvision's: the same on every machine, and of a known cost.
+            AutoImageProcessor.from_pretrained(path, trust_remote_code=False, backend="pil"),
+            template if isinstance(template, str) else None,
+        )
+
+    def apply_chat_template(self, chat: list[dict[str, Any]], **options: Any) -> Any:
+        return self.tokenizer.apply_chat_template(chat, chat_template=self.chat_template, **options)
+
+
 class ChatProcessor:
     """A checkpoint's processor, safe to call from several threads: processors and tokenizers keep mutable state."""
 
-    def __init__(self, processor: Any, placeholders: Mapping[str, int]) -> None:
-        """placeholders: the tokens that stand for an image or a video in the prompt's text, with their ids."""
+    def __init__(self, processor: Any, placeholders: Mapping[str, int], clip_text: ClipText | None = None) -> None:
+        """placeholders: the tokens that stand for an image or a video in the prompt's text, with their ids.
+
+        clip_text: how clips are spelled, where a placeholder of the chat template is not all of it.
+        """
         self._prototype = processor
+        self._clip_text = clip_text
         self._copies = threading.local()
         self._copying = threading.Lock()
         self.placeholders = dict(placeholders)
@@ -85,7 +120,7 @@ class ChatProcessor:
         options: TemplateOptions = USUAL,
         tools: ToolUse = NO_TOOLS,
     ) -> tuple[int, ...]:
-        """A text's ids; or a chat's, which hold one placeholder per image or video, in reading order.
+        """A text's ids; or a chat's, which hold one placeholder per image or video, or moment, in reading order.
 
         context: the most tokens that the model reads. tools: the functions to describe, and the form of calls where the
         template has no place for them.
@@ -115,6 +150,8 @@ class ChatProcessor:
         else:
             self._check_ids(content, context, "prompt")
             ids = content
+        if prompt.limit is not None:
+            ids = ids[: prompt.limit] if prompt.from_start else ids[-prompt.limit :]
         if not ids:
             raise InvalidRequest("There is nothing in this prompt for the model to read.", param="prompt")
         if self.slots(ids):
@@ -135,14 +172,17 @@ class ChatProcessor:
     ) -> tuple[int, ...]:
         if sum(map(_characters, messages)) + len(str(tools.functions)) > CHARACTERS_PER_TOKEN * context:
             raise _too_long(context, "messages")
+        pictures = [part for message in messages for part in message.content if not isinstance(part, str)]
+        clips = [part for part in pictures if isinstance(part, VideoPart)]
+        images, further = len(pictures), 0
         text = self._render(messages, options, tools)
+        if clips and self._clip_text is not None:
+            text, further = self._clip_text.told(text, clips)
         tokenizer = self.tokenizer
         _check_length(tokenizer, text, context, "messages")
         starts_itself = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
         ids = tuple(tokenizer(text, add_special_tokens=options.special_tokens or not starts_itself).input_ids)
-        written = len(self.slots(ids))
-        pictures = [part for message in messages for part in message.content if not isinstance(part, str)]
-        images = len(pictures)
+        written = len(self.slots(ids)) - further
         if written != images and written == sum(isinstance(part, ImagePart) for part in pictures):
             raise InvalidRequest(NO_VIDEOS, param="messages")
         if written != images:
@@ -157,6 +197,19 @@ class ChatProcessor:
     def slots(self, ids: Sequence[int]) -> list[int]:
         """Where placeholders stand in a tokenised chat."""
         return [i for i, token in enumerate(ids) if token in self.placeholders.values()]
+
+    def as_written(self, ids: Sequence[int], parts: Sequence[ImagePart | VideoPart]) -> list[int]:
+        """The order in which a tokenised chat has its pictures and clips, of which the request's is `parts`.
+
+        A chat template may write a message's pictures first and its clips then, as LLaVA-OneVision's published one.
+        """
+        clips = [isinstance(part, VideoPart) for part in parts]
+        image = next(iter(self.placeholders.values()))
+        written = [ids[slot] != image for slot in self.slots(ids)]
+        if self._clip_text is not None or sorted(written) != sorted(clips):
+            return list(range(len(parts)))
+        waiting = {kind: iter([i for i, clip in enumerate(clips) if clip == kind]) for kind in (False, True)}
+        return [next(waiting[kind]) for kind in written]
 
     def word_ids(self, words: Sequence[str]) -> list[int]:
         """Token ids of words as they stand inside a sentence, without BOS.
@@ -190,22 +243,27 @@ class ChatProcessor:
                 param="continue_final_message",
                 code="invalid_value",
             )
-        template, functions = self.template, tools.functions
-        if not template.calls:
+        template, functions, given = self.template, tools.functions, messages
+        if not template.calls and any(message.tool_calls or message.role == "tool" for message in messages):
             messages = spelled_out(messages, tools.format)
         if functions and not template.functions:
             messages, functions = introduced(messages, tools, as_system=template.system), ()
         try:
             return self._apply(messages, functions, options)
         except Exception as error:
-            # Templates speak through jinja's raise_exception, e.g. about the order of roles.
+            # Templates speak through jinja's raise_exception, e.g. about the order of roles, or fail at what they read.
+            place = _odd_arguments(given)
+            hint = "" if place is None else f"; '{place}' should be an object in JSON"
             raise InvalidRequest(
-                f"The model's chat template refuses these messages: {str(error)[:1000]}", param="messages"
+                f"The model's chat template refuses these messages: {str(error)[:1000]}{hint}",
+                param=place or "messages",
             ) from error
 
     def _apply(self, messages: Sequence[Message], functions: Sequence[Function], options: TemplateOptions) -> str:
         chat = [self._turn(message) for message in messages]
-        tools = json.loads(self._escaped(json.dumps(definitions(functions), ensure_ascii=False))) or None
+        tools = None
+        if functions:
+            tools = json.loads(self._escaped(json.dumps(definitions(functions), ensure_ascii=False)))
         text: str = self.processor.apply_chat_template(
             chat,
             tools=tools,
@@ -258,11 +316,22 @@ def _characters(message: Message) -> int:
 
 
 def _read(arguments: str) -> Any:
-    """Arguments as an object, which templates write as JSON again; unchanged where they are not JSON."""
+    """Arguments as an object, which templates write as JSON again; unchanged where they are not JSON in UTF-8."""
     try:
-        return json.loads(arguments)
-    except (ValueError, RecursionError):
+        read = json.loads(arguments)
+        json.dumps(read, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):  # half a surrogate pair among them, which no tokenizer takes
         return arguments
+    return read
+
+
+def _odd_arguments(messages: Sequence[Message]) -> str | None:
+    """Where a call has arguments that are no object, which many templates cannot write."""
+    for i, message in enumerate(messages):
+        for j, call in enumerate(message.tool_calls):
+            if not isinstance(_read(call.arguments), dict):
+                return f"messages[{i}].tool_calls[{j}].function.arguments"
+    return None
 
 
 def _check_length(tokenizer: PreTrainedTokenizerBase, text: str, context: float, param: str) -> None:

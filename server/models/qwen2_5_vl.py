@@ -1,7 +1,7 @@
 """Qwen2.5-VL: images and clips of any size, windowed vision attention, three-axis positions (M-RoPE)."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,11 +11,12 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from transformers.vision_utils import get_vision_window_index
 
 from covervlm.server.core.errors import InvalidRequest
-from covervlm.server.models.base import Adapter, Architecture, ImageTokens, Layout, Part, check_frames
-from covervlm.server.models.pictures import Cost, strips
+from covervlm.server.core.generation import ImagePart, VideoPart
+from covervlm.server.models.base import Adapter, Architecture, ImageTokens, Layout, Part, Scaling
+from covervlm.server.models.pictures import Cost, check_frames, strips
 
-_FRAME_PIXELS = 768 * 28 * 28
-"""The most pixels of one frame of a clip, as in Qwen's own video pipeline: a still image may have far more."""
+_FRAME_TOKENS = 768
+"""The most cells of one frame of a clip, as in Qwen's own video pipeline: a still image may have far more."""
 
 
 class Qwen2_5_VL(Architecture):
@@ -23,6 +24,7 @@ class Qwen2_5_VL(Architecture):
 
     pruner_params: ClassVar[Mapping[str, float]] = {"tau_text": 0.01}
     every_word = True
+    free_resolution = True
     placeholder_fields: ClassVar[Sequence[str]] = ("image_token_id", "video_token_id")
 
     @classmethod
@@ -43,6 +45,16 @@ class Qwen2_5_VL(Architecture):
         # No shape blows up: Qwen's rules bound how thin an image may be, and its processor's settings what it becomes.
         return Cost(across * max(down, height), values, max(width * height, across * down))
 
+    def clip_shape(self, width: int, height: int, frames: int, image_processor: Any) -> tuple[int, ...]:
+        across, down = _resized(width, height, image_processor, _most_pixels(image_processor, clip=True))
+        side = image_processor.patch_size * image_processor.merge_size
+        return -(-frames // image_processor.temporal_patch_size), down // side, across // side
+
+    def clip_pixels(self, frames: Sequence[Image], image_processor: Any) -> Tensor:
+        """(patches, values)."""
+        size = _resized(*frames[0].size, image_processor, _most_pixels(image_processor, clip=True))
+        return _clip_patches(frames, image_processor, size)
+
     def _layout(self, shape: tuple[int, ...]) -> Layout:
         *times, rows, columns = shape
         moments = torch.arange(rows * columns * math.prod(times)).view(-1, rows * columns)
@@ -58,7 +70,7 @@ class Qwen2_5_VLAdapter(Adapter):
     def preprocess(self, image: Image) -> Mapping[str, Any]:
         """pixel_values (patches, values) and grid (3,): temporal groups, rows and columns of patches."""
         processor = self.chat.image_processor
-        return _patches(image, processor, _most_pixels(processor, clip=False))
+        return _patches(image, processor, _resized(*image.size, processor, _most_pixels(processor, clip=False)))
 
     def preprocess_video(self, frames: Sequence[Image], fps: float) -> Mapping[str, Any]:
         """As `preprocess`, of a clip: frames of one size, `fps` of them to a second, joined two by two.
@@ -67,21 +79,32 @@ class Qwen2_5_VLAdapter(Adapter):
         """
         check_frames(frames)
         processor = self.chat.image_processor
-        together, area = processor.temporal_patch_size, processor.patch_size**2
-        groups = -(-len(frames) // together)
-        values = torch.empty(0)
-        for number in range(groups * together):
-            inputs = _patches(frames[min(number, len(frames) - 1)], processor, _most_pixels(processor, clip=True))
-            # A still image repeats itself along the temporal axis of its patches; a clip's frames take turns there.
-            still = inputs["pixel_values"].unflatten(1, (-1, together, area))
-            if not number:
-                values = torch.empty(groups, *still.shape)
-            values[number // together, :, :, number % together] = still[:, :, 0]
-        _, rows, columns = inputs["grid"].tolist()
+        size = _resized(*frames[0].size, processor, _most_pixels(processor, clip=True))
+        return self._clip(frames, fps, size)
+
+    def scaling(self, part: ImagePart | VideoPart, budget: Callable[[int], int]) -> Scaling | None:
+        processor, clip = self.chat.image_processor, isinstance(part, VideoPart)
+        width, height = part.frames[0].size if isinstance(part, VideoPart) else part.image.size
+        moments = -(-len(part.frames) // processor.temporal_patch_size) if isinstance(part, VideoPart) else 1
+        side = processor.patch_size * processor.merge_size
+        across, down = _resized(width, height, processor, _most_pixels(processor, clip=clip))
+        total = moments * (across // side) * (down // side)
+        most = budget(total)
+        return None if most >= total else Scaling(scaled_size(width, height, side, max(1, most // moments)), total)
+
+    def preprocess_scaled(self, part: ImagePart | VideoPart, scaling: Scaling) -> Mapping[str, Any]:
+        if isinstance(part, VideoPart):
+            check_frames(part.frames)
+            return self._clip(part.frames, part.fps, scaling.size)
+        return _patches(part.image, self.chat.image_processor, scaling.size)
+
+    def _clip(self, frames: Sequence[Image], fps: float, size: tuple[int, int]) -> dict[str, Any]:
+        processor = self.chat.image_processor
+        rows, columns = size[1] // processor.patch_size, size[0] // processor.patch_size
         return {
-            "pixel_values": values.flatten(2).flatten(0, 1),
-            "grid": torch.tensor([groups, rows, columns]),
-            "seconds_per_group": together / fps,
+            "pixel_values": (pixels := _clip_patches(frames, processor, size)),
+            "grid": torch.tensor([len(pixels) // (rows * columns), rows, columns]),
+            "seconds_per_group": processor.temporal_patch_size / fps,
         }
 
     @torch.inference_mode()
@@ -121,16 +144,15 @@ class Qwen2_5_VLAdapter(Adapter):
     ) -> tuple[Tensor, Tensor]:
         """Every token, of image or text, has the position that it has in the unpruned prompt."""
         embeddings, _ = super().assemble(ids, images, kept)
-        whole: list[int] = []
+        masks: list[Tensor] = []
+        for image, places in zip(images, kept or [None] * len(images), strict=True):
+            masks += _mask(image.layout.total, places).split(image.layout.counts())
         stays, start = [], 0
-        for slot, image, places in zip(self.chat.slots(ids), images, kept or [None] * len(images), strict=True):
-            total = image.layout.total
-            whole += [*ids[start:slot], *[ids[slot]] * total]
-            stays += [_mask(slot - start), _mask(total, places)]
+        for slot, mask in zip(self.chat.slots(ids), masks, strict=True):
+            stays += [_mask(slot - start), mask]
             start = slot + 1
-        whole += ids[start:]
         stays.append(_mask(len(ids) - start))
-        positions = self._positions(torch.tensor(whole), images)
+        positions = self._positions(torch.tensor(self.expanded(ids, list(map(len, masks)))), images)
         following = positions.max().expand(self.position_axes, 1) + 1
         return embeddings, torch.cat([positions[:, torch.cat(stays)], following], dim=1).to(embeddings.device)
 
@@ -158,7 +180,7 @@ class Qwen2_5_VLAdapter(Adapter):
 
 def _most_pixels(processor: Any, *, clip: bool) -> int:
     most: int = processor.size["longest_edge"]
-    return min(most, _FRAME_PIXELS) if clip else most
+    return min(most, _FRAME_TOKENS * (processor.patch_size * processor.merge_size) ** 2) if clip else most
 
 
 def _resized(width: int, height: int, processor: Any, most: int) -> tuple[int, int]:
@@ -167,13 +189,31 @@ def _resized(width: int, height: int, processor: Any, most: int) -> tuple[int, i
     try:
         down, across = smart_resize(height, width, processor.patch_size * processor.merge_size, least, most)
     except ValueError as error:
-        raise InvalidRequest(f"The model's processor refuses this image: {error}", param="messages") from error
+        raise InvalidRequest(
+            f"The image of {width} x {height} pixels is too narrow for this model: {error}; cut it into pieces or make "
+            "its longer side shorter.",
+            param="messages",
+            code="image_too_large",
+        ) from error
     return across, down
 
 
-def _patches(image: Image, processor: Any, most: int) -> dict[str, Any]:
-    """What Qwen's processor makes of an RGB image, a strip of its patches at a time (`models.pictures`)."""
-    size = _resized(image.width, image.height, processor, most)
+def scaled_size(width: int, height: int, side: int, cells: int) -> tuple[int, int]:
+    """(width, height) in pixels, of as many cells of this side as there may be and about the shape of the picture.
+
+    Qwen's own rule rounds both sides down to whole cells; here either is rounded up where there is room, so that the
+    budget is met as closely as pruning meets it. A picture thinner than its cells gets thicker.
+    """
+    scale = math.sqrt(cells / (width * height))
+    down, across = (max(1, math.floor(length * scale)) for length in (height, width))
+    rooms = [(min(r, cells), min(c, cells)) for r in (down, down + 1) for c in (across, across + 1)]
+    fitting = [(r, c) for r, c in rooms if r * c <= cells] or [(1, cells) if across > down else (cells, 1)]
+    rows, columns = max(fitting, key=lambda one: one[0] * one[1])
+    return columns * side, rows * side
+
+
+def _patches(image: Image, processor: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """What Qwen's processor makes of an RGB image of this size for the tower, a strip of its patches at a time."""
     picture = image.resize(size, Resampling(processor.resample))
     rows, columns = size[1] // processor.patch_size, size[0] // processor.patch_size
     values = torch.empty(rows * columns, 3 * processor.temporal_patch_size * processor.patch_size**2)
@@ -182,6 +222,21 @@ def _patches(image: Image, processor: Any, most: int) -> dict[str, Any]:
         part = processor(picture.crop(box), do_resize=False, return_tensors="pt").pixel_values
         values[start : (start := start + len(part))] = part
     return {"pixel_values": values, "grid": torch.tensor([1, rows, columns])}
+
+
+def _clip_patches(frames: Sequence[Image], processor: Any, size: tuple[int, int]) -> Tensor:
+    """(patches, values): those of a clip's moments one after another."""
+    together, area = processor.temporal_patch_size, processor.patch_size**2
+    groups = -(-len(frames) // together)
+    values = torch.empty(0)
+    for number in range(groups * together):
+        # A still image repeats itself along the temporal axis of its patches; a clip's frames take turns there.
+        inputs = _patches(frames[min(number, len(frames) - 1)], processor, size)
+        still = inputs["pixel_values"].unflatten(1, (-1, together, area))
+        if not number:
+            values = torch.empty(groups, *still.shape)
+        values[number // together, :, :, number % together] = still[:, :, 0]
+    return values.flatten(2).flatten(0, 1)
 
 
 def _mask(count: int, places: Tensor | None = None) -> Tensor:

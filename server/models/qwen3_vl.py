@@ -1,22 +1,21 @@
-"""Qwen3-VL: Qwen2.5-VL with interleaved positions, and features of the tower's middle for deeper layers (DeepStack)."""
+"""Qwen3-VL: Qwen2.5-VL with interleaved positions, times between a clip's moments, and DeepStack for deeper layers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
 from covervlm.server.core.errors import InvalidRequest
-from covervlm.server.models.processor import NO_VIDEOS
+from covervlm.server.models.base import Layout
+from covervlm.server.models.clip_text import ClipText
 from covervlm.server.models.qwen2_5_vl import Qwen2_5_VL, Qwen2_5_VLAdapter
 
 
 class Qwen3VL(Qwen2_5_VL):
-    """Shape: (rows, columns) of merged patches. Clips, with the time in words between frames, are refused."""
-
-    placeholder_fields = ("image_token_id",)
+    """Shape: Qwen2.5-VL's. The moments of a clip stand apart in a prompt, each after its time in words."""
 
     @classmethod
     def problems(cls, config: Any) -> Iterator[str]:
@@ -26,6 +25,23 @@ class Qwen3VL(Qwen2_5_VL):
             yield f"vision_config.deepstack_visual_indexes is {deep}; they should ascend, below the tower's {layers}"
         if len(deep) > (read := config.text_config.num_hidden_layers):
             yield f"vision_config.deepstack_visual_indexes has {len(deep)} layers for a language model that has {read}"
+
+    def _layout(self, shape: tuple[int, ...]) -> Layout:
+        layout = super()._layout(shape)
+        return replace(layout, slots=len(layout.parts))
+
+    def clip_text(self, tokenizer: Any, image_processor: Any) -> ClipText:
+        """Within a clip's markers each moment has its time and its own markers."""
+        together = image_processor.temporal_patch_size
+        start, end = (getattr(tokenizer, f"vision_{side}_token", f"<|vision_{side}|>") for side in ("start", "end"))
+        video = tokenizer.convert_ids_to_tokens(self.config.video_token_id)
+
+        def moments(frames: int, fps: float) -> Iterator[str]:
+            for first in range(0, frames, together):
+                last = min(first + together, frames) - 1
+                yield f"<{(first / fps + last / fps) / 2:.1f} seconds>{start}{video}{end}"
+
+        return ClipText(video, moments)
 
 
 class Qwen3VLAdapter(Qwen2_5_VLAdapter):
@@ -37,9 +53,6 @@ class Qwen3VLAdapter(Qwen2_5_VLAdapter):
         super().__init__(model, processor)
         self.language_model = _DeepStack(model.model.language_model)
         self._layers = len(model.config.vision_config.deepstack_visual_indexes)
-
-    def preprocess_video(self, frames: Sequence[Image], fps: float) -> Mapping[str, Any]:
-        raise InvalidRequest(NO_VIDEOS, param="messages")
 
     def for_generate(self, embeddings: Tensor, positions: Tensor) -> dict[str, Tensor]:
         if self._layers and len(embeddings):

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from covervlm.server.models.unserved import UNSERVED
+from covervlm.server.models.unserved import REASONS
 
 if TYPE_CHECKING:
     from covervlm.server.models.base import Adapter, Architecture
@@ -17,6 +17,10 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "Qwen3VLForConditionalGeneration": ("covervlm.server.models.qwen3_vl", "Qwen3VL"),
 }
 """Module and NAME: the module holds `NAMEAdapter`, and one of the same name in vLLM's plugin, if any, `PruningNAME`."""
+
+
+UNSERVED = {name: reason for name, reason in REASONS.items() if name not in ARCHITECTURES}
+"""Reasons by architecture; a release of transformers with others is told by a test."""
 
 
 def adapter_class(config: Any) -> "type[Adapter]":

@@ -1,6 +1,6 @@
-"""transformers' image-text architectures that have no adapter, each with the reason."""
+"""Why transformers' image-text architectures have no adapter; it goes for those that have got one since no longer."""
 
-_REASONS = {
+_NAMES = {
     "no adapter has been written; nothing is known to stand against one": """
         AyaVisionForConditionalGeneration Cohere2VisionForConditionalGeneration CohereCompassForConditionalGeneration
         Cosmos3EdgeForConditionalGeneration DeepseekOcr2ForConditionalGeneration DeepseekVLForConditionalGeneration
@@ -46,5 +46,4 @@ _REASONS = {
         BlipForConditionalGeneration EvollaForProteinText2Text GitForCausalLM Kosmos2ForConditionalGeneration
         PI0ForConditionalGeneration""",
 }
-UNSERVED = {name: reason for reason, names in _REASONS.items() for name in names.split()}
-"""Reasons by architecture; a release of transformers with others is told by a test."""
+REASONS = {name: reason for reason, names in _NAMES.items() for name in names.split()}

@@ -3,7 +3,7 @@
 import logging
 import threading
 
-from cachetools import LRUCache
+from cachetools import Cache, LRUCache
 
 from covervlm.server.models.base import ImageTokens
 
@@ -40,6 +40,12 @@ class FeatureCache:
         with self._lock:
             return self._entries.get(key)
 
+    def look(self, key: str) -> ImageTokens | None:
+        """An intact entry, without a trace: it is not counted, and is thrown out as soon as if nobody had looked."""
+        with self._lock:
+            entry = Cache.__getitem__(self._entries, key) if key in self._entries else None
+        return entry if entry is not None and entry.intact else None
+
     def put(self, key: str, image: ImageTokens) -> None:
         """Remember an image, unless it alone is larger than the cache."""
         if self.fits(image):
@@ -49,3 +55,20 @@ class FeatureCache:
     def fits(self, image: ImageTokens) -> bool:
         """Whether an image would be remembered."""
         return image.nbytes <= self._entries.maxsize
+
+
+class UntouchedCache(FeatureCache):
+    """Another cache as it is seen by work that must leave no trace in it: nothing is counted, moved or remembered."""
+
+    def __init__(self, source: FeatureCache) -> None:
+        super().__init__(0)
+        self._source = source
+
+    def get(self, key: str) -> ImageTokens | None:
+        return self._source.look(key)
+
+    def peek(self, key: str) -> ImageTokens | None:
+        return self._source.look(key)
+
+    def put(self, key: str, image: ImageTokens) -> None:
+        pass

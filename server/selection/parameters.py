@@ -16,7 +16,10 @@ class _Given(BaseModel):
 
 
 def checked(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters as the method takes them; InvalidRequest naming the first that it does not have or take."""
+    """The parameters as the method takes them, without those that are None, which are the method's own.
+
+    Raises InvalidRequest naming the first that the method does not have or take.
+    """
     model = _model(method)
     try:
         values = model.model_validate(dict(given))
@@ -29,7 +32,7 @@ def checked(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
         else:
             message = f"parameter {name} of {method}: {first['msg']}."
         raise InvalidRequest(message, param=f"vision_pruning.parameters.{name[:64]}", code="invalid_value") from None
-    return {name: getattr(values, name) for name in given}
+    return {name: value for name in given if (value := getattr(values, name)) is not None}
 
 
 def schemas(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -45,5 +48,5 @@ def _model(method: str) -> type[BaseModel]:
         f"{cls.__name__}Parameters",
         __base__=_Given,
         __doc__=(cls.__doc__ or "").partition("\n")[0],
-        **{field.name: (hints[field.name], field.default) for field in fields(cls)},  # type: ignore[call-overload]
+        **{field.name: (hints[field.name] | None, field.default) for field in fields(cls)},  # type: ignore[call-overload]
     )

@@ -1,7 +1,7 @@
 """A request's pruning policy applied to its images: guiding text, budgets to counts, counts to kept positions."""
 
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
@@ -13,28 +13,44 @@ from covervlm.pruners.registry import pruner_class
 from covervlm.server.core.errors import InvalidRequest
 from covervlm.server.core.generation import GenerationRequest, Guide, ImageReport, PruningPolicy, Recipe
 from covervlm.server.models.base import ImageTokens, Layout
+from covervlm.server.selection.clip_relevance import NO_CLIP
 from covervlm.server.selection.parameters import checked
 
 _REMEMBERED = 64
 """Selections kept of one image: requests may ask for any number of seeds and parameters."""
 
 
-def methods_for(has_cls_token: bool, offered: Sequence[str] = ()) -> tuple[str, ...]:
+def methods_for(has_cls_token: bool, offered: Sequence[str] = (), *, scales: bool = False) -> tuple[str, ...]:
     """Names of the methods that work on a vision tower with or without a CLS token.
 
-    offered: of all methods those that may be named, beside `none`; all where it is empty.
+    offered: of all methods those that may be named, beside `none`; all where it is empty. scales: whether pictures can
+    be scaled to a budget.
     """
     names = [name for name in pruner_names() if not offered or name in offered or name == "none"]
-    return tuple(name for name in names if has_cls_token or not pruner_class(name).uses_cls_attention)
+    classes = {name: pruner_class(name) for name in names}
+    return tuple(
+        name
+        for name, cls in classes.items()
+        if (has_cls_token or not cls.uses_cls_attention) and (scales or not cls.scales_pictures)
+    )
 
 
-def pruner_for(policy: PruningPolicy, params: Mapping[str, float], *, has_cls_token: bool = True) -> Pruner:
+def pruner_for(
+    policy: PruningPolicy,
+    params: Mapping[str, float],
+    *,
+    has_cls_token: bool = True,
+    has_clip: bool = False,
+    scales: bool = False,
+) -> Pruner:
     """The policy's method with the architecture's parameters and, before those, the policy's own.
 
-    Raises InvalidRequest where it cannot do what is asked.
+    has_clip: whether a CLIP checkpoint of the model's tower is there. scales: whether pictures can be scaled to a
+    budget. Raises InvalidRequest where the method cannot do what is asked.
     """
+    own = checked(policy.method, dict(policy.parameters)) if policy.parameters else {}
     try:
-        pruner = get_pruner(policy.method, **{**params, **checked(policy.method, dict(policy.parameters))})
+        pruner = get_pruner(policy.method, **{**params, **own})
     except ValueError as error:
         raise InvalidRequest(str(error), param="vision_pruning.method") from None
     if pruner.uses_cls_attention and not has_cls_token:
@@ -43,6 +59,15 @@ def pruner_for(policy: PruningPolicy, params: Mapping[str, float], *, has_cls_to
             f"choose one of {', '.join(methods_for(has_cls_token))}.",
             param="vision_pruning.method",
         )
+    if pruner.scales_pictures and not scales:
+        raise InvalidRequest(
+            f"{policy.method} scales pictures until their tokens fit the budget, which the embedded engine does for "
+            "models whose tower takes pictures of any size, as Qwen2.5-VL's; "
+            f"choose one of {', '.join(methods_for(has_cls_token))}.",
+            param="vision_pruning.method",
+        )
+    if pruner.uses_clip and not has_clip:
+        raise InvalidRequest(NO_CLIP, param="vision_pruning.parameters.relevance", code="invalid_value")
     if policy.coverage is not None and not pruner.nested:
         raise InvalidRequest(
             f"{policy.method} picks tokens in no order, so it has no smallest set that reaches a coverage; "
@@ -108,11 +133,16 @@ def pruned_layout(layout: Layout, recipe: Recipe, pruner: Pruner) -> Layout:
 
 
 def parts_to_prune(
-    image: ImageTokens, pruner: Pruner, text: Tensor | None, seed: int, layout: Layout | None = None
+    image: ImageTokens,
+    pruner: Pruner,
+    text: Tensor | None,
+    seed: int,
+    layout: Layout | None = None,
+    cosines: Tensor | None = None,
 ) -> list[PruneInput]:
     """What a method sees of every part of an image, by default of its own layout.
 
-    text: (m, d) embeddings of the guiding words, if it reads any.
+    text: (m, d) embeddings of the guiding words, if it reads any. cosines: (rows,) those of CLIP, if it asks for them.
     """
     inputs = []
     for number, part in enumerate((layout or image.layout).parts):
@@ -128,6 +158,7 @@ def parts_to_prune(
                 allowed=None if part.allowed is None else part.allowed.to(device),
                 grid=part.grid,
                 cls_attention=None if attention is None else attention[rows],
+                clip_cosines=None if cosines is None else cosines[rows],
                 # Crops of equal size would otherwise all get the same random pattern.
                 seed=seed + number,
             )
@@ -147,15 +178,23 @@ class Selector:
         self._remembered = WeakKeyDictionary()
 
     def select(
-        self, policy: PruningPolicy, pruner: Pruner, images: Sequence[ImageTokens], text: Tensor | None, seed: int = 0
+        self,
+        policy: PruningPolicy,
+        pruner: Pruner,
+        images: Sequence[ImageTokens],
+        text: Tensor | None,
+        seed: int = 0,
+        *,
+        cosines: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[list[Tensor | None], list[ImageReport]]:
         """For every image of one request, the positions to keep, (k,) int64 ascending on the CPU, or None for all.
 
-        text: (m, d) embeddings of the guiding words, or None. A budget that covers an image leaves it exactly unpruned.
+        text: (m, d) embeddings of the guiding words, or None. cosines: of features (rows, d_v) CLIP's to the question,
+        (rows,), where the method asks for them. A budget that covers an image leaves it exactly unpruned.
         An image of several parts spreads its budget evenly over them, at least one token each.
         """
         if not pruner.uses_text or text is None or not len(text):
-            text = None
+            text = cosines = None
         kept: list[Tensor | None] = []
         reports = []
         for i, image in enumerate(images):
@@ -166,7 +205,8 @@ class Selector:
                 positions = None
                 report = ImageReport(total=layout.total, kept=layout.total, method="none", coverage=1.0)
             else:
-                positions, coverage = self._positions(policy, pruner, image, budget, text, seed)
+                like = None if cosines is None else cosines(image.features)
+                positions, coverage = self._positions(policy, pruner, image, budget, text, seed, like)
                 elapsed = (time.perf_counter() - started) * 1e3
                 report = ImageReport(layout.total, len(positions), policy.method, coverage, milliseconds=elapsed)
             if policy.return_indices:
@@ -177,11 +217,18 @@ class Selector:
         return kept, reports
 
     def _positions(
-        self, policy: PruningPolicy, pruner: Pruner, image: ImageTokens, budget: int, text: Tensor | None, seed: int
+        self,
+        policy: PruningPolicy,
+        pruner: Pruner,
+        image: ImageTokens,
+        budget: int,
+        text: Tensor | None,
+        seed: int,
+        cosines: Tensor | None,
     ) -> tuple[Tensor, float]:
         """Kept positions, and the mean coverage of the image's parts."""
         if text is not None:
-            return _choose(policy, pruner, image, budget, text, seed)
+            return _choose(policy, pruner, image, budget, text, seed, cosines)
         of_image = self._remembered.setdefault(image, LRUCache(_REMEMBERED))
         key = (pruner, budget, policy.coverage, policy.min_tokens, policy.max_tokens, policy.recipe, seed)
         if (chosen := of_image.get(key)) is None:
@@ -190,10 +237,16 @@ class Selector:
 
 
 def _choose(
-    policy: PruningPolicy, pruner: Pruner, image: ImageTokens, budget: int, text: Tensor | None, seed: int
+    policy: PruningPolicy,
+    pruner: Pruner,
+    image: ImageTokens,
+    budget: int,
+    text: Tensor | None,
+    seed: int,
+    cosines: Tensor | None = None,
 ) -> tuple[Tensor, float]:
     layout = pruned_layout(image.layout, policy.recipe, pruner)
-    inputs, share = parts_to_prune(image, pruner, text, seed, layout), layout.share
+    inputs, share = parts_to_prune(image, pruner, text, seed, layout, cosines), layout.share
     if policy.coverage is None:
         selections = pruner.choose(inputs, share(budget))
     else:

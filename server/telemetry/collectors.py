@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
-from typing import Protocol
+from typing import Protocol, get_type_hints
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from covervlm.server.core.engine import Engine
+from covervlm.server.core.engine import Engine, EngineStats, Figure
+
+_ENGINE: dict[str, Figure] = {
+    field: hint.__metadata__[0] for field, hint in get_type_hints(EngineStats, include_extras=True).items()
+}
 
 
 class ClipFigures(Protocol):
@@ -58,14 +62,9 @@ class EngineCollector(Collector):
         yield GaugeMetricFamily("covervlm_ready", "1 if the model accepts requests, else 0.", float(engine.ready))
         if engine.ready:
             yield self._info()
-        yield GaugeMetricFamily("covervlm_num_requests_running", "Requests being decoded.", stats.running)
-        yield GaugeMetricFamily("covervlm_num_requests_waiting", "Requests waiting for a slot.", stats.waiting)
-        yield GaugeMetricFamily("covervlm_feature_cache_bytes", "Memory of cached image features.", stats.cache_bytes)
-        yield CounterMetricFamily("covervlm_feature_cache_hits", "Images found in the cache.", stats.cache_hits)
-        yield CounterMetricFamily("covervlm_feature_cache_misses", "Images not in the cache.", stats.cache_misses)
-        yield GaugeMetricFamily(
-            "covervlm_prefix_cache_bytes", "Memory of prompts kept for later turns.", stats.prefix_cache_bytes
-        )
+        for field, figure in _ENGINE.items():
+            family = CounterMetricFamily if figure.total else GaugeMetricFamily
+            yield family(f"covervlm_{figure.name}", figure.what, getattr(stats, field))
 
     def _info(self) -> Metric:
         info = self._engine.info

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
-from covervlm.server.tuning.comparison import PairedComparison, compare
+from covervlm.server.tuning.comparison import Pair, paired
 from covervlm.server.tuning.intervals import RISK, Estimate, design_effect, loss_interval
 
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)
@@ -38,31 +38,31 @@ class Plan:
 
     @property
     def risk(self) -> float:
-        """How often each method's bounds may be wrong, so that the recommendation is at most at rate RISK."""
+        """How often each method's bounds may be wrong, so that the recommendation is wrong at rate RISK at most."""
         return RISK / len(self.methods)
 
 
 @dataclass(frozen=True)
 class Standing:
-    """What is known of a cell. numbers: of the questions that were compared. finished: whether it was asked all."""
+    """What is known of a cell. numbers: of the questions that were compared. finished: whether all were."""
 
     cell: Cell
     numbers: Sequence[int]
-    pair: PairedComparison
+    pair: Pair
     loss: Estimate
     finished: bool
 
 
 Ask = Callable[[Sequence[tuple[int, Cell]]], None]
-"""Has the cells asked these questions, unless they were already."""
-Verdict = Callable[[int, Cell], tuple[bool, bool] | None]
-"""Whether the unpruned model and the cell are right about a question; None where one of them has no answer."""
+"""Asks the cells these questions, except where that was done before."""
+Verdict = Callable[[int, Cell], tuple[float, float] | None]
+"""How much of their answers the unpruned model and the cell have right, 0 to 1; None where one of them has none."""
 
 
 def search(plan: Plan, ask: Ask, verdict: Verdict) -> list[Standing]:
     """Successive halving: a cell whose loss is certainly above the tolerance is asked no further.
 
-    With it end its method's smaller budgets, which could no longer be recommended (see `recommended`). Raises
+    Its method's smaller budgets end with it, since they can no longer be recommended (see `recommended`). Raises
     ValueError where a cell has no answer that can be compared.
     """
     living = [Cell(method, keep) for method in plan.methods for keep in sorted(plan.budgets, reverse=True)]
@@ -102,7 +102,7 @@ def _standings(plan: Plan, seen: dict[Cell, list[int]], verdict: Verdict, *, ris
         if not verdicts:
             raise ValueError(f"{cell.method} with {cell.keep} vision tokens has no answer that could be compared")
         compared.append(list(verdicts))
-        pairs.append(compare([first for first, _ in verdicts.values()], [second for _, second in verdicts.values()]))
+        pairs.append(paired([first for first, _ in verdicts.values()], [second for _, second in verdicts.values()]))
         losses.append([first - second for first, second in verdicts.values()])
     effect = design_effect(losses, [[plan.pictures[number] for number in numbers] for numbers in compared])
     return [

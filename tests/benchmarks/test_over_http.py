@@ -31,26 +31,26 @@ def items():
     return question_set("standard", 4, split="tuning") + question_set("hard", 4, split="tuning")
 
 
-async def test_the_server_answers_every_question_as_the_benchmark_scores_it_in_process(asker, items):
+def test_the_server_answers_every_question_as_the_benchmark_scores_it_in_process(asker, items):
     torch.set_num_threads(1)
     cells = [Cell(UNPRUNED, 576), Cell("mmtok", 16), Cell("random", 64), Cell("uniform", 4)]
     wanted = [(item, cells) for item in items]
-    over_http = {(key, cell): right async for key, cell, right, _ in asker.ask(wanted)}
+    over_http = {(key, cell): right for key, cell, right, _ in asker.ask(wanted)}
     in_process = InProcess(model_path(), ["mmtok", "random", "uniform"])
     assert over_http == {(key, cell): right for key, cell, right, _ in in_process.ask(wanted)}
     assert len(over_http) == len(items) * len(cells)
     assert 0 < sum(over_http.values()) < len(over_http)
 
 
-async def test_unpruned_answers_equal_transformers_generate(asker, items, capsys):
-    assert await quality.check_generate(asker, Reference(model_path()), items, 576) == 0
+def test_unpruned_answers_equal_transformers_generate(asker, items, capsys):
+    assert quality.check_generate(asker, Reference(model_path()), items, 576) == 0
     assert f"{len(items)} of {len(items)} unpruned answers" in capsys.readouterr().out
 
 
-async def test_the_check_notices_answers_that_differ(asker, items, capsys):
+def test_the_check_notices_answers_that_differ(asker, items, capsys):
     class Contradicting:
         def answer(self, item):
             return "mauve"
 
-    assert await quality.check_generate(asker, Contradicting(), items[:3], 576) == 3
+    assert quality.check_generate(asker, Contradicting(), items[:3], 576) == 3
     assert "0 of 3 unpruned answers" in capsys.readouterr().out

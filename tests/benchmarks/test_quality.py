@@ -11,11 +11,12 @@ from evaluation.question_sets import SPLITS, Item, question_set
 from evaluation.records import UNPRUNED, Cell, Records
 from evaluation.reference import Reference
 from evaluation.report import SetResults, accuracy_table, comparison_table, write_markdown, write_plot
+from evaluation.variants import measured, measured_names
 
-from covervlm.pruners import PruneInput, get_pruner, pruner_names
+from covervlm.pruners import PruneInput
 from covervlm.server.demo import model_path
 
-METHODS = [name for name in pruner_names() if name != UNPRUNED]
+METHODS = [name for name in measured_names() if name != UNPRUNED]
 
 
 @pytest.mark.parametrize("name", ["standard", "hard"])
@@ -54,9 +55,10 @@ def test_selections_for_all_budgets_at_once_are_those_of_the_method_asked_for_ea
         text=torch.randn(3, 16),
         grid=(10, 10),
         cls_attention=torch.rand(n),
+        clip_cosines=torch.rand(n),
         seed=7,
     )
-    pruner = get_pruner(method)
+    pruner = measured(method)
     together = selections(pruner, seen, [40, 16, 3])
     for count, positions in together.items():
         assert torch.equal(positions, pruner.select([seen], count)[0])

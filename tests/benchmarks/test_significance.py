@@ -14,7 +14,7 @@ def test_holm_by_hand():
 def test_the_bootstrap_of_single_questions_is_scipys():
     stats = pytest.importorskip("scipy.stats")
     correct = np.random.default_rng(1).random(400) < 0.85
-    ours = SceneBootstrap(range(400), resamples=4000).accuracy(correct)
+    ours = SceneBootstrap(range(400), resamples=4000).retention(correct, [True] * 400)
     theirs = stats.bootstrap((correct.astype(float),), np.mean, method="percentile", rng=0).confidence_interval
     assert ours.value == pytest.approx(correct.mean())
     assert ours.low == pytest.approx(theirs.low, abs=0.006)
@@ -25,7 +25,7 @@ def test_questions_about_one_scene_that_go_right_together_widen_the_interval_as_
     # 100 scenes of 4 questions, all four right or all wrong: the variance is that of 100 independent questions.
     right = np.random.default_rng(2).random(100) < 0.7
     scenes, correct = np.repeat(np.arange(100), 4), np.repeat(right, 4)
-    interval = SceneBootstrap(scenes, resamples=4000).accuracy(correct)
+    interval = SceneBootstrap(scenes, resamples=4000).retention(correct, [True] * 400)
     expected = 2 * 1.96 * np.sqrt(right.mean() * (1 - right.mean()) / 100)
     assert interval.high - interval.low == pytest.approx(expected, rel=0.1)
 

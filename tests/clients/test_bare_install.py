@@ -62,6 +62,13 @@ def test_commands_work_with_a_server(run, url, scene, arguments):
     assert done.stdout.startswith(scene.answer if arguments == ["chat"] else "mmtok keeps 64 of 576")
 
 
+def test_loading_a_model_says_what_to_install(run):
+    done = run("python", "-c", "import covervlm; covervlm.load('demo')")
+    assert done.returncode == 1
+    assert "covervlm.load needs " in done.stderr.splitlines()[-1]
+    assert "pip install 'covervlm[server]'" in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("arguments", [["serve"], ["chat", "{picture}", "What?"]])
 def test_what_needs_the_server_says_how_to_get_it(run, scene, arguments):
     done = run("covervlm", *(argument.format(picture=scene.path) for argument in arguments))

@@ -5,6 +5,7 @@ import io
 
 import numpy
 import openai
+import pandas
 import pytest
 import torch
 from clip_space.class_proxies import class_proxies
@@ -109,6 +110,23 @@ def test_labels_are_the_encoders(ask, encoder, features):
         assert [p for _, p in answer.top] == pytest.approx(best.values.tolist(), abs=1e-4)
         assert (answer.label, answer.confidence) == answer.top[0]
     assert [answer.index for answer in answers] == list(range(12))
+
+
+def test_labels_come_as_a_file_with_their_pictures_vectors(ask, features):
+    answers = ask(lambda client: client.classify(PICTURES, SHAPES, abstain_below=0.9))
+    file = ask(lambda client: client.classify_points(PICTURES, SHAPES, abstain_below=0.9))
+    table = pandas.read_parquet(io.BytesIO(file))
+    for name in ("label", "confidence", "margin", "abstained"):
+        assert table[name].tolist() == [getattr(answer, name) for answer in answers]
+    numpy.testing.assert_allclose(numpy.stack(table["vector"]), features, atol=1e-5)
+
+
+def test_groups_come_as_a_file_with_their_places(ask):
+    job = ask(lambda client: client.cluster(PICTURES, "color", words=COLORS, method="clip_kmeans"))
+    found = ask(lambda client: client.jobs.wait(job, timeout=60))
+    table = pandas.read_parquet(io.BytesIO(ask(lambda client: client.jobs.points(job))))
+    assert table["label"].tolist() == found.names
+    numpy.testing.assert_allclose(table[["x", "y"]], found.projection, atol=1e-5)
 
 
 def test_templates_reach_the_server(ask, encoder, features):

@@ -213,6 +213,16 @@ def test_an_image_that_is_not_there_is_an_error_of_the_argument(script):
             client.prune("http://web/a.png", "What?")
 
 
+@pytest.mark.parametrize(
+    ("url", "failure"), [("http://web/a.png", httpx.ConnectError("refused")), ("http://web/a\x00.png", None)]
+)
+def test_an_image_that_cannot_be_fetched_is_no_failure_of_the_server(script, url, failure):
+    with httpx.Client(transport=httpx.MockTransport(script(failure))) as http:
+        client = Client("http://host", model="demo", http_client=http)
+        with pytest.raises(ValueError, match=r"the image at http://web/a.* cannot be fetched: "):
+            client.prune(url, "What?")
+
+
 def test_an_image_without_end_is_given_up(script, monkeypatch):
     monkeypatch.setattr("covervlm.clients.calls.LARGEST_DOWNLOAD", 10)
     with httpx.Client(transport=httpx.MockTransport(script(httpx.Response(200, content=b"x" * 11)))) as http:

@@ -53,7 +53,7 @@ def server(tmp_path_factory):
     command = [str(Path(sys.executable).with_name("covervlm")), "serve", "--port", "0", "--threads", "1"]
     folder = str(tmp_path_factory.mktemp("data"))
     seed(Path(folder))
-    keys = ("--api-key", "sesame", "--metrics-token", TOKEN)
+    keys = ("--api-key", "sesame", "--metrics-token", TOKEN, "--shadow", "1")
     with running(*command, *keys, "--log-format", "json", "--data-dir", folder, stderr=subprocess.PIPE) as process:
         for line in process.stderr:
             if "covervlm serves demo on " in line:
@@ -139,14 +139,14 @@ def test_every_query_of_the_dashboard_returns_data_and_counts_are_what_was_sent(
 
 def test_no_alert_fires_for_a_healthy_server(prometheus):
     rules = prometheus.get("/rules", params={"type": "alert"}).json()["data"]["groups"][0]["rules"]
-    assert len(rules) == 5
+    assert len(rules) == 6
     assert {rule["health"] for rule in rules} <= {"ok", "unknown"}
     assert {rule["state"] for rule in rules} == {"inactive"}
 
 
 def test_configuration_and_alerts_pass_promtool(tmp_path):
     command = ["promtool", "check", "config", str(configuration(tmp_path))]
-    assert "5 rules found" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "6 rules found" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_alerts_fire_for_what_they_are_about(tmp_path):

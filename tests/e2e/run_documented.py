@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 SECONDS = 240
 LINKED = ("server", "benchmarks", "docker", "README.md", "pyproject.toml", "Makefile", ".venv", ".venv-zoo")
-LINKED += ("constraints.txt", "constraints-zoo.txt")
+LINKED += tuple(path.name for path in ROOT.glob("constraints*.txt"))
 
 
 class Workspace:

@@ -8,10 +8,8 @@ from PIL import Image, ImageChops
 from tests.e2e.documented import Block, blocks, sections
 from tests.e2e.run_documented import ROOT, Workspace, config_file
 
-DOCUMENTS = [
-    ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("client", "python", "command-line", "training", "search", "explain")),
-]
+GUIDES = ("client", "python", "command-line", "training", "search", "explain", "clip", "features", "zero_shot")
+DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in GUIDES)]
 README = DOCUMENTS[0].read_text(encoding="utf-8")
 
 

@@ -5,7 +5,7 @@ import re
 from urllib.parse import unquote
 
 from covervlm.server.core.errors import InvalidRequest
-from covervlm.server.media.data_urls import image_bytes
+from covervlm.server.media.data_urls import media_bytes
 
 TRACED = ("covervlm.server.media.data_urls",)
 MOST = 2048
@@ -15,7 +15,7 @@ LONGEST_MESSAGE = 400
 def target(data: bytes) -> None:
     url = data.decode(errors="replace")
     try:
-        found = image_bytes(url, MOST)
+        found = media_bytes(url, MOST)
     except InvalidRequest as refused:
         assert refused.code in ("invalid_image", "image_too_large")
         assert str(refused).isprintable()

@@ -4,6 +4,7 @@ import re
 import subprocess
 
 import pytest
+import torch
 
 triton = pytest.importorskip("triton")
 
@@ -79,7 +80,8 @@ def test_the_greedy_fits_two_programs_to_an_sm_without_spills(chip, n, items, we
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_the_scores_fit_without_spills(chip, dtype, symmetric, tmp_path):
     signature = SCORES | {"left": f"*{dtype}", "right": f"*{dtype}"}
-    constants = {**affinity_triton.SCORE_TILE, "BLOCK_RIGHT": 64 if symmetric else 16, "SYMMETRIC": symmetric}
+    tile = affinity_triton.score_tile({"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[dtype])
+    constants = {**tile, "BLOCK_RIGHT": 64 if symmetric else 16, "SYMMETRIC": symmetric}
     options = affinity_triton.OPTIONS
     used = resources(affinity_triton.scores_kernel, signature, constants, options, chip, tmp_path)
     print(f"scores sm_{chip} {dtype} symmetric={symmetric}: {used}")

@@ -153,7 +153,9 @@ def slow_cdpruner(image, k, cen=False):
     allowed = candidates(image)
     tokens = image.tokens[allowed]
     relevance = np.ones(len(allowed))
-    if image.text is not None and len(image.text):
+    if image.clip_cosines is not None:
+        relevance = min_max(-image.clip_cosines[allowed].double().numpy())
+    elif image.text is not None and len(image.text):
         relevance = min_max((unit(tokens) @ unit(image.text).T).mean(axis=1))
     if cen:
         relevance = relevance * distinctiveness(tokens)
@@ -207,6 +209,26 @@ def test_cdpruner_equals_determinants_by_definition(k, m, excluded):
     assert kept.tolist() == slow_cdpruner(image, k)
     (kept,) = get_pruner("cdpruner_cen").select([image], k)
     assert kept.tolist() == slow_cdpruner(image, k, cen=True)
+
+
+@pytest.mark.parametrize("excluded", [0, 17])
+@pytest.mark.parametrize("k", [1, 9, 25])
+def test_cdpruner_as_released_prefers_what_clip_finds_least_like_the_question(k, excluded):
+    image = make_input(seed=230 + k, d=40, excluded=excluded)
+    image = replace(image, clip_cosines=torch.rand(48, generator=torch.Generator().manual_seed(k)) - 0.5)
+    for name in ("cdpruner", "cdpruner_cen"):
+        (kept,) = get_pruner(name, relevance="clip").select([image], k)
+        assert kept.tolist() == slow_cdpruner(image, k, cen=name == "cdpruner_cen")
+
+
+def test_cdpruner_as_released_wants_clips_cosines_where_there_is_a_question():
+    image, released = make_input(seed=3, d=40), get_pruner("cdpruner", relevance="clip")
+    with pytest.raises(ValueError, match="needs clip_cosines"):
+        released.select([image], 5)
+    with pytest.raises(ValueError, match="clip_cosines of input 0 has shape"):
+        released.select([replace(image, clip_cosines=torch.zeros(7))], 5)
+    silent = replace(image, text=None)
+    assert released.select([silent], 5)[0].tolist() == slow_cdpruner(silent, 5)
 
 
 def test_cdpruner_makes_no_more_of_its_kernel_than_the_picks_need():

@@ -5,7 +5,9 @@ import gc
 import socket
 import time
 
-from covervlm.server.serving import bind, spare_what_is_loaded
+import pytest
+
+from covervlm.server.serving import address, bind, open_to_others, spare_what_is_loaded
 from covervlm.server.settings import Settings
 
 
@@ -37,3 +39,23 @@ def test_full_collections_do_not_walk_what_was_loaded():
         assert collection() < before / 2
     finally:
         gc.unfreeze()
+
+
+def test_a_server_that_others_reach_without_a_key_is_remarked_on():
+    assert "--api-key" in (open_to_others(Settings(host="0.0.0.0")) or "")
+    assert open_to_others(Settings(host="0.0.0.0", api_key=["k"])) is None
+    for host in ("127.0.0.1", "127.3.2.1", "::1", "localhost"):
+        assert open_to_others(Settings(host=host)) is None
+
+
+@pytest.mark.parametrize(
+    ("bound", "url", "everywhere"),
+    [
+        (("0.0.0.0", 8000), "http://127.0.0.1:8000", True),
+        (("::", 8000, 0, 0), "http://[::1]:8000", True),
+        (("127.0.0.1", 8000), "http://127.0.0.1:8000", False),
+        (("fe80::1%eth0", 8000, 0, 2), "http://[fe80::1%eth0]:8000", False),
+    ],
+)
+def test_the_address_that_is_told_can_be_opened(bound, url, everywhere):
+    assert address(bound, "http") == (url, everywhere)

@@ -157,7 +157,9 @@ def test_a_bad_option_is_one_line_that_names_it(served, capsys, arguments, words
     assert captured.err.count("\n") == 1
 
 
-@pytest.mark.parametrize(("text", "words"), [("prot = 1", "there is no option 'prot'"), ("port = ", "config file")])
+@pytest.mark.parametrize(
+    ("text", "words"), [("prot = 1", "there is no option 'prot'; is it 'port'?"), ("port = ", "config file")]
+)
 def test_a_bad_file_is_one_line_that_names_what_is_wrong(served, tmp_path, capsys, text, words):
     file = tmp_path / "covervlm.toml"
     file.write_text(text)

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from chat_bodies import SEED
+from chat_bodies import SEED, grained
 from demo_model.scenes import make_scene
 from tiny_internvl import save_tiny_internvl
 from tiny_llava import save_tiny_llava_next
 from tiny_onevision import save_tiny_onevision
 from tiny_qwen import save_tiny_qwen
+from tiny_qwen3 import save_tiny_qwen3
 
 from covervlm.server.core.generation import (
     GenerationChunk,
@@ -42,12 +43,14 @@ from covervlm.server.engines.vllm.engine import VllmEngine, VllmEngineConfig  # 
 def checkpoints(tmp_path_factory) -> dict[str, Path]:
     """One folder for every architecture. vLLM's attention on a CPU has no heads narrower than 32."""
     folders = {
-        name: tmp_path_factory.mktemp(name) for name in ("llava_next", "llava_onevision", "internvl", "qwen2_5_vl")
+        name: tmp_path_factory.mktemp(name)
+        for name in ("llava_next", "llava_onevision", "internvl", "qwen2_5_vl", "qwen3_vl")
     }
     save_tiny_llava_next(folders["llava_next"], hidden_size=128)
     save_tiny_onevision(folders["llava_onevision"], hidden_size=128)
     save_tiny_internvl(folders["internvl"], hidden_size=128)
     save_tiny_qwen(folders["qwen2_5_vl"], hidden_size=128)
+    save_tiny_qwen3(folders["qwen3_vl"], hidden_size=128)
     return {"demo": model_path(), **folders}
 
 
@@ -60,7 +63,9 @@ class Engines:
     reference: TransformersEngine
 
 
-@pytest_asyncio.fixture(scope="session", params=["demo", "llava_next", "llava_onevision", "internvl", "qwen2_5_vl"])
+@pytest_asyncio.fixture(
+    scope="session", params=["demo", "llava_next", "llava_onevision", "internvl", "qwen2_5_vl", "qwen3_vl"]
+)
 async def engines(request, checkpoints):
     path = checkpoints[request.param]
     vllm = VllmEngine(VllmEngineConfig(str(path), vllm_args="--enforce-eager"))
@@ -107,7 +112,7 @@ def ask():
         parts = []
         for number in numbers:
             image = make_scene(SEED + number).image
-            image = image if size is None else image.resize(size)
+            image = grained(image if size is None else image.resize(size), number)
             parts.append(ImagePart(image, hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()))
         params = SamplingParams(**{"temperature": 0.0, "max_tokens": 8} | sampling)
         message = Message("user", (*parts, text))

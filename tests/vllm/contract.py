@@ -8,9 +8,16 @@ _NEXT = "vllm.model_executor.models.llava_next"
 _ONEVISION = "vllm.model_executor.models.llava_onevision"
 _INTERNVL = "vllm.model_executor.models.interns1"
 _QWEN = "vllm.model_executor.models.qwen2_5_vl"
+_QWEN3 = "vllm.model_executor.models.qwen3_vl"
 _CLIP = "vllm.model_executor.models.clip"
 
 _MODEL = {"__init__": "*, vllm_config, prefix=...", "embed_multimodal": "**kwargs"}
+_MROPE_MODEL = {
+    **_MODEL,
+    "get_encoder_cudagraph_config": "",
+    "get_mrope_input_positions": "input_tokens, mm_features",
+    "recompute_mrope_positions": "input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens",
+}
 _PROCESSOR = {
     "apply": "inputs, timing_ctx",
     "get_dummy_inputs": "seq_len, mm_counts, mm_options",
@@ -28,17 +35,14 @@ OVERRIDES = {
     f"{_ONEVISION}.LlavaOnevisionMultiModalProcessor": _PROCESSOR,
     f"{_INTERNVL}.InternS1MultiModalProcessor": _PROCESSOR,
     f"{_QWEN}.Qwen2_5_VLMultiModalProcessor": _PROCESSOR,
+    f"{_QWEN3}.Qwen3VLMultiModalProcessor": _PROCESSOR,
     "vllm.multimodal.processing.BaseProcessingInfo": {"get_hf_processor": "**kwargs"},
     f"{_LLAVA}.LlavaForConditionalGeneration": _MODEL,
     f"{_NEXT}.LlavaNextForConditionalGeneration": _MODEL,
     f"{_ONEVISION}.LlavaOnevisionForConditionalGeneration": _MODEL,
     f"{_INTERNVL}.InternS1ForConditionalGeneration": _MODEL,
-    f"{_QWEN}.Qwen2_5_VLForConditionalGeneration": {
-        **_MODEL,
-        "get_encoder_cudagraph_config": "",
-        "get_mrope_input_positions": "input_tokens, mm_features",
-        "recompute_mrope_positions": "input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens",
-    },
+    f"{_QWEN}.Qwen2_5_VLForConditionalGeneration": _MROPE_MODEL,
+    f"{_QWEN3}.Qwen3VLForConditionalGeneration": _MROPE_MODEL,
     "vllm.config.multimodal.MultiModalConfig": {"is_multimodal_pruning_enabled": ""},
     "vllm.v1.metrics.loggers.StatLoggerBase": {
         "__init__": "vllm_config, engine_index=...",
@@ -72,11 +76,20 @@ CALLS = {
     _ONEVISION: {"LlavaOnevisionProcessingInfo": "context", "LlavaOnevisionMultiModalProcessor": "info, dummy_inputs"},
     _INTERNVL: {"InternS1ProcessingInfo": "context", "InternS1MultiModalProcessor": "info, dummy_inputs"},
     _QWEN: {"Qwen2_5_VLProcessingInfo": "context", "Qwen2_5_VLMultiModalProcessor": "info, dummy_inputs"},
+    _QWEN3: {"Qwen3VLProcessingInfo": "context", "Qwen3VLMultiModalProcessor": "info, dummy_inputs"},
     f"{_QWEN}.Qwen2_5_VLProcessingInfo": {
         "get_image_processor": "**options",
         "_get_vision_info": "image_width=width, image_height=height, image_processor=processor, mm_kwargs=options",
     },
+    f"{_QWEN3}.Qwen3VLProcessingInfo": {
+        "get_image_processor": "**options",
+        "_get_vision_info": "image_width=width, image_height=height, image_processor=processor, mm_kwargs=options",
+    },
+    "vllm.multimodal.processing.InputProcessingContext": {"get_merged_mm_kwargs": "options"},
+    "vllm.multimodal.parse": {"VideoProcessorItems": "data"},
     "vllm.multimodal.parse.ImageProcessorItems": {"get_image_size": "index"},
+    "vllm.multimodal.parse.VideoProcessorItems": {"get": "index"},
+    "vllm.multimodal.parse.MultiModalDataItems": {"select": "modalities"},
     "vllm.multimodal.inputs.MultiModalFieldConfig": {"batched": "'image', keep_on_cpu=True"},
     "vllm.multimodal.processing.PromptUpdateDetails": {"select_token_id": "framed, placeholder"},
     "vllm.multimodal.processing": {
@@ -108,6 +121,12 @@ CALLS = {
     f"{_INTERNVL}.InternS1VisionModel": {"forward": "pixel_values=pixels"},
     f"{_QWEN}.Qwen2_5_VLForConditionalGeneration": {"iter_mm_grid_thw": "features", "get_language_model": ""},
     f"{_QWEN}.Qwen2_5_VisionTransformer": {"forward": "pixels, grid_thw=grids"},
+    f"{_QWEN3}.Qwen3VLForConditionalGeneration": {
+        "_iter_mm_grid_hw": "input_tokens, features, video_token_id=v, vision_start_token_id=s, "
+        "vision_end_token_id=e, spatial_merge_size=m",
+        "get_language_model": "",
+    },
+    f"{_QWEN3}.Qwen3_VisionTransformer": {"forward": "pixels, grid_thw=grids"},
     "vllm.model_executor.models.interfaces_base.VllmModel": {"embed_input_ids": "ids"},
     "vllm.v1.worker.gpu_model_runner.GPUModelRunner": {"get_model": ""},
     "vllm.v1.worker.gpu.model_runner.GPUModelRunner": {"get_model": ""},
@@ -143,6 +162,7 @@ CALLS = {
         "SamplingParams": "n=n, temperature=t, top_p=p, top_k=k, min_p=p, presence_penalty=p, frequency_penalty=p, "
         "repetition_penalty=p, seed=s, stop=s, stop_token_ids=ids, bad_words=words, min_tokens=n, max_tokens=n, "
         "ignore_eos=i, include_stop_str_in_output=i, skip_special_tokens=s, logit_bias=b, logprobs=n, "
+        "allowed_token_ids=ids, logprob_token_ids=ids, "
         "prompt_logprobs=n, structured_outputs=s, detokenize=d, output_kind=o",
     },
     "vllm.sampling_params": {"StructuredOutputsParams": "choice=c, json=j, grammar=g, regex=r, structural_tag=s"},
@@ -178,9 +198,11 @@ READS = {
     "vllm.multimodal.inputs.MultiModalFieldElem": "data",
     "vllm.multimodal.inputs.PlaceholderRange": "offset",
     "vllm.multimodal.parse": "MultiModalDataItems",
+    "vllm.multimodal.parse.VideoProcessorItems": "metadata",
     "vllm.multimodal.parse.ImageSize": "width height",
     "vllm.multimodal.processing": "BaseDummyInputsBuilder",
     "vllm.multimodal.processing.BaseMultiModalProcessor": "info",
+    "vllm.multimodal.processing.BaseProcessingInfo": "ctx",
     "vllm.multimodal.processing.context": "TimingContext InputProcessingContext",
     "vllm.multimodal.processing.ProcessorInputs": "prompt mm_data_items hf_processor_mm_kwargs",
     "vllm.multimodal.processing.PromptUpdate": "modality",
@@ -188,6 +210,7 @@ READS = {
     _ONEVISION: "LlavaOnevisionDummyInputsBuilder",
     _INTERNVL: "InternS1DummyInputsBuilder",
     _QWEN: "Qwen2_5_VLDummyInputsBuilder",
+    _QWEN3: "Qwen3VLDummyInputsBuilder",
     # Models.
     f"{_LLAVA}.LlavaForConditionalGeneration": "config vision_tower multi_modal_projector hf_to_vllm_mapper",
     f"{_NEXT}.LlavaNextForConditionalGeneration": "config vision_tower multi_modal_projector hf_to_vllm_mapper",
@@ -202,6 +225,9 @@ READS = {
     f"{_QWEN}.Qwen2_5_VLForConditionalGeneration": "config visual",
     f"{_QWEN}.Qwen2_5_VisionTransformer": "merger",
     f"{_QWEN}.Qwen2_5_VisionPatchMerger": "ln_q",
+    f"{_QWEN3}.Qwen3VLForConditionalGeneration": "config visual visual_dim multiscale_dim",
+    f"{_QWEN3}.Qwen3_VisionTransformer": "merger spatial_merge_size",
+    f"{_QWEN3}.Qwen3_VisionPatchMerger": "norm",
     "vllm.v1.worker.encoder_cudagraph_defs.EncoderCudaGraphConfig": "modalities",
     "vllm.v1.worker.gpu_model_runner.GPUModelRunner": "is_multimodal_pruning_enabled",
     "vllm.v1.worker.cpu_model_runner.CPUModelRunner": "is_multimodal_pruning_enabled",

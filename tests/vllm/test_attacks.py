@@ -6,7 +6,7 @@ The attacks and the measure are those of tests/e2e/attack, here for what reaches
 import pytest
 
 from tests.e2e.attack.attacks import TABLE
-from tests.e2e.attack.measure import measured
+from tests.e2e.attack.measure import Attackers, measured
 from tests.e2e.attack.served import Served
 
 pytestmark = [pytest.mark.attack, pytest.mark.timeout(900)]
@@ -43,8 +43,15 @@ def served(tmp_path_factory):
     served.stop()
 
 
+@pytest.fixture(scope="module")
+def attackers():
+    attackers = Attackers()
+    yield attackers
+    attackers.end()
+
+
 @pytest.mark.parametrize("name", NAMES)
-async def test_everybody_else_goes_on_during(name, served):
-    figures = await measured(served, TABLE[name])
+async def test_everybody_else_goes_on_during(name, served, attackers):
+    figures = await measured(served, TABLE[name], attackers)
     print(figures)
     assert not figures.problems

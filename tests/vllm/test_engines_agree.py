@@ -8,6 +8,7 @@ from chat_bodies import QUESTIONS
 
 from covervlm.server.core.caller import Caller
 from covervlm.server.core.errors import InvalidRequest
+from covervlm.server.core.generation import PruningPolicy
 
 POLICIES = [
     {},
@@ -34,6 +35,39 @@ async def test_48_concurrent_greedy_answers_counts_and_indices_are_equal(engines
         assert (image.total, image.kept, image.method) == (reference.total, reference.kept, reference.method)
         assert image.coverage == pytest.approx(reference.coverage, abs=1e-4)
     assert [one.text for one in got] == [one.text for one in wanted]
+
+
+async def test_allowed_and_told_tokens_are_the_same(engines, ask, answer):
+    whole = await answer(engines.reference, ask([21], QUESTIONS[0], max_tokens=1, logprobs=True, top_logprobs=20))
+    top = [one.id for one in whole.chunks[-1].logprobs[0].top]
+    sampling = {"allowed_token_ids": (top[9], top[5]), "logprob_token_ids": (top[2], top[0]), "max_tokens": 3}
+    request = ask([21], QUESTIONS[0], logprobs=True, top_logprobs=1, ignore_eos=True, **sampling)
+    mine, theirs = [
+        [entry for chunk in (await answer(engine, request)).chunks for entry in chunk.logprobs]
+        for engine in (engines.vllm, engines.reference)
+    ]
+    assert [entry.id for entry in mine] == [entry.id for entry in theirs]
+    assert [one.id for one in mine[0].top] == [one.id for one in theirs[0].top] == [top[0], top[2], top[5]]
+    for one, other in zip(mine, theirs, strict=True):
+        assert {told.id: told.logprob for told in one.top} == pytest.approx(
+            {told.id: told.logprob for told in other.top}, abs=5e-3
+        )
+
+
+async def test_answers_are_scored_alike_only_in_quiet_and_without_a_trace_in_the_prefix_cache(engines, ask, answer):
+    request = ask([91], QUESTIONS[0], pruning={"keep_tokens": 8}, max_tokens=12)
+    served = await answer(engines.reference, request)
+    tokens = [token for chunk in served.chunks for token in chunk.token_ids]
+    for policy in (request.pruning, PruningPolicy("none")):
+        asked = replace(request, pruning=policy, caller=Caller("shadow"))
+        # Beside other requests, which it waits for and is interrupted by.
+        others = [answer(engines.vllm, ask([number], QUESTIONS[0])) for number in (92, 93)]
+        mine, *_ = await asyncio.gather(engines.vllm.score(asked, tokens), *others)
+        theirs = await engines.reference.score(asked, tokens)
+        assert mine.choices(tokens) == theirs.choices(tokens)
+        assert mine.logprobs == pytest.approx(theirs.logprobs, abs=5e-3)
+    again = await answer(engines.vllm, replace(request, pruning=PruningPolicy("none")))
+    assert again.prompt.cached_tokens == 0
 
 
 async def test_attention_of_the_cls_token_selects_alike(engines, ask, answer):

@@ -16,7 +16,7 @@ SIZES = [(336, 336), (64, 64), (90, 60), (100, 30), (20, 90), (33, 60), (56, 84)
 TURNS = ["is there a star ?", "yes", "what color is the circle ?", "red", "how many squares are there ?"]
 
 
-@pytest.fixture(scope="module", params=["demo", "llava_next", "llava_onevision", "internvl", "qwen2_5_vl"])
+@pytest.fixture(scope="module", params=["demo", "llava_next", "llava_onevision", "internvl", "qwen2_5_vl", "qwen3_vl"])
 def processor(request, checkpoints):
     arguments = AsyncEngineArgs(model=str(checkpoints[request.param]), dtype="float32", enforce_eager=True)
     return MULTIMODAL_REGISTRY.create_processor(arguments.create_engine_config().model_config)

@@ -80,6 +80,8 @@ def test_a_plan_survives_the_way_to_the_workers(method):
     parameters = (("name", "größe"), ("regions", 3), ("share", 0.1), ("sorted", True))
     sent = Plan(bytes(range(240, 256)), (336, 90), method, 64, 64, (5, 2**31), -(2**63), parameters, "released")
     assert Plan.from_tensor(sent.to_tensor()) == sent
+    moving = replace(sent, shape=(3, 336, 90), frames=6, fps=29.97)
+    assert Plan.from_tensor(moving.to_tensor()) == moving
 
 
 def test_parameters_reach_the_method_and_share_the_towers_output(selections):
@@ -96,6 +98,7 @@ def test_digests_tell_apart_whatever_changes_what_is_read():
     plans = [plan(1), plan(2), plan(1, kept=5), plan(1, question=(4, 3)), plan(1, method="vision_coverage")]
     plans += [replace(plan(1), parameters=(("alpha", alpha),)) for alpha in (0.4, 0.6)]
     plans += [replace(plan(1), recipe="released")]
+    plans += [replace(plan(1), frames=frames, fps=fps) for frames, fps in ((4, 2.0), (4, 3.0), (3, 2.0))]
     assert len({one.digest for one in plans}) == len(plans)
     assert plan(1).whole().digest == plan(1, question=(8,), method="divprune").whole().digest
 

@@ -32,7 +32,8 @@ def stock(checkpoints, tmp_path_factory):
     asked, copies = {}, {}
     for name, path in checkpoints.items():
         tokenizer = AutoTokenizer.from_pretrained(path)
-        mark = {"qwen2_5_vl": "<|image_pad|>", "internvl": "<IMG_CONTEXT>"}.get(name, "<image>")
+        qwen = dict.fromkeys(("qwen2_5_vl", "qwen3_vl"), "<|image_pad|>")
+        mark = {**qwen, "internvl": "<IMG_CONTEXT>"}.get(name, "<image>")
         asked[str(path)] = []
         copies[str(path)] = as_vllm_reads_it(path, folder / name)
         for number, size in SCENES:

@@ -38,7 +38,14 @@ class Specimen:
 
     @cached_property
     def processor(self) -> Any:
-        return AutoProcessor.from_pretrained(self.path)
+        processor = AutoProcessor.from_pretrained(self.path)
+        processor.image_processor = self.image_processor
+        return processor
+
+    @cached_property
+    def image_processor(self) -> Any:
+        """Pillow's pixels, also where torchvision is installed."""
+        return AutoImageProcessor.from_pretrained(self.path, backend="pil")
 
     @property
     def eos_ids(self) -> set[int]:
@@ -53,8 +60,7 @@ class Specimen:
             text = self.tokenizer.apply_chat_template(
                 chat, chat_template=ZOO[self.name].template, add_generation_prompt=True, tokenize=False
             )
-            image_processor = AutoImageProcessor.from_pretrained(self.path)
-            return inputs_by_hand(self.model, self.tokenizer, image_processor, text, images)
+            return inputs_by_hand(self.model, self.tokenizer, self.image_processor, text, images)
         text = self.processor.apply_chat_template(chat, add_generation_prompt=True)
         return dict(
             self.processor(images=list(images) or None, text=text, return_tensors="pt", add_special_tokens=True)
@@ -114,10 +120,15 @@ def client(specimen: Specimen) -> Iterator[TestClient]:
 
 @pytest.fixture(scope="session")
 def blocks() -> Callable[..., Image.Image]:
-    """A reproducible picture of random blocks: blocks(width, height, seed)."""
+    """A reproducible picture of random blocks with a little noise: blocks(width, height, seed).
+
+    Without noise patches are equal in places, and which of equals is kept is a matter of last digits.
+    """
 
     def make(width: int, height: int, seed: int = 0) -> Image.Image:
-        colors = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-        return Image.fromarray(colors).resize((width, height), Image.Resampling.BILINEAR)
+        rng = np.random.default_rng(seed)
+        colors = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        smooth = np.asarray(colors.resize((width, height), Image.Resampling.BILINEAR)).astype(int)
+        return Image.fromarray((smooth + rng.integers(-6, 7, smooth.shape)).clip(0, 255).astype(np.uint8))
 
     return make

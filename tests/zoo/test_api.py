@@ -100,6 +100,23 @@ def test_a_text_and_its_ids_are_completed_as_transformers_completes_them(client,
         assert "".join(event["choices"][0]["text"] for event in streamed) == choice["text"]
 
 
+def test_a_prompt_is_cut_to_its_first_or_last_tokens(client, specimen):
+    ids = specimen.tokenizer(PROMPT).input_ids
+    for prompt in (PROMPT, ids):
+        for side, expected in (("left", ids[-5:]), ("right", ids[:5]), (None, ids[-5:])):
+            choice = complete(client, prompt=prompt, truncate_prompt_tokens=5, truncation_side=side, max_tokens=2)
+            assert choice["prompt_token_ids"] == expected
+    assert complete(client, truncate_prompt_tokens=1000)["prompt_token_ids"] == ids
+
+
+@pytest.mark.parametrize("echo", [True, False])
+def test_a_token_that_is_not_there_is_a_mistake_of_the_prompt_echoed_or_not(client, echo):
+    response = client.post("/v1/completions", json=PLAIN | {"prompt": [5, 10**7], "echo": echo})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "prompt")
+    assert "There is no token 10000000" in error["message"]
+
+
 @torch.inference_mode()
 def test_an_echo_has_the_prompt_and_the_log_probabilities_of_a_forward_pass(client, specimen):
     choice = complete(client, echo=True, logprobs=1, max_tokens=4)

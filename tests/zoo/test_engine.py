@@ -1,4 +1,7 @@
-"""The embedded engine on every checkpoint of the zoo answers as transformers does, also in company and streamed."""
+"""The embedded engine on every checkpoint of the zoo answers as transformers does, also in company and streamed.
+
+`tests/vllm/test_zoo.py` asks the same of vLLM's engine.
+"""
 
 import asyncio
 import hashlib
@@ -22,7 +25,7 @@ QUESTIONS = ["What is this?", "Wie heißt das Tier 🦜 in Zürich?", "これは
 SIZES = {"no image": [], "one image": [(500, 300)], "two images": [(120, 400), (64, 64)]}
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def served(specimen):
     engine = TransformersEngine(TransformersEngineConfig(str(specimen.path), threads=1))
     await engine.start()
@@ -61,7 +64,7 @@ def same(text, shown):
     return text.startswith(shown) and text[len(shown) :] in ("", "\ufffd", "\ufffd\ufffd")
 
 
-@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.asyncio(loop_scope="session")
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 async def test_greedy_answers_are_those_of_transformers_generate(served, blocks, sizes):
     images = [blocks(*size, seed=i) for i, size in enumerate(sizes)]
@@ -79,7 +82,7 @@ async def test_greedy_answers_are_those_of_transformers_generate(served, blocks,
         assert same(got.data.decode(errors="replace"), got.text)
 
 
-@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.asyncio(loop_scope="session")
 @pytest.mark.parametrize("name", ["text.png", "rocket.jpg"])
 async def test_greedy_answers_about_photographs_are_those_of_transformers_generate(served, name):
     image = photograph(name)
@@ -92,7 +95,7 @@ async def test_greedy_answers_about_photographs_are_those_of_transformers_genera
     ]
 
 
-@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.asyncio(loop_scope="session")
 async def test_a_budget_of_all_tokens_is_the_unpruned_model(served, blocks):
     image = blocks(500, 300)
     whole = await answered(served.engine, ask(QUESTIONS[0], [image]))
@@ -101,7 +104,7 @@ async def test_a_budget_of_all_tokens_is_the_unpruned_model(served, blocks):
     assert kept.prompt.prompt_tokens == whole.prompt.prompt_tokens
 
 
-@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.asyncio(loop_scope="session")
 async def test_mixed_requests_together_answer_as_each_does_alone(served, blocks):
     policies = [{}, {"keep_tokens": 64}, {"keep_ratio": 0.1, "method": "random"}, {"keep_tokens": 9}]
     samplings = [{}, {"temperature": 0.9, "seed": 3}, {"n": 2, "seed": 4, "temperature": 1.3}, {"top_logprobs": 5}]
@@ -121,7 +124,7 @@ async def test_mixed_requests_together_answer_as_each_does_alone(served, blocks)
         assert batched.prompt.prompt_tokens == alone.prompt.prompt_tokens
 
 
-@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.asyncio(loop_scope="session")
 async def test_sampled_answers_of_any_token_have_the_bytes_of_their_log_probabilities(served):
     """A hot sample of random weights draws from everything: special tokens, bytes, ids beyond the tokenizer's."""
     sampling = {"temperature": 50.0, "max_tokens": 40, "ignore_eos": True, "top_logprobs": 2}
@@ -133,7 +136,7 @@ async def test_sampled_answers_of_any_token_have_the_bytes_of_their_log_probabil
         assert all(len(entry.top) == 2 for entry in got.entries)
 
 
-@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.asyncio(loop_scope="session")
 async def test_a_stop_string_takes_its_tokens_log_probabilities_with_it(served):
     sampling = {"temperature": 5.0, "seed": 2, "max_tokens": 40, "ignore_eos": True}
     whole = await answered(served.engine, ask(QUESTIONS[0], **sampling))

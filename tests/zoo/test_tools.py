@@ -132,3 +132,44 @@ def test_the_form_may_be_set_where_the_template_has_none(specimens, question, fo
     with served(specimens("qwen2.5-vl").path, tool_format=form) as (_, client):
         ask(client, question, tools=[LOOK], max_completion_tokens=4)
         check_calls(ask(client, question, tools=[LOOK], tool_choice="required", parallel_tool_calls=False), most=1)
+
+
+CALL = "messages[1].tool_calls[0]"
+
+
+def called(**change):
+    """A call by an assistant with something changed, and its result."""
+    made = call("c1", {"at": "top"}) | change
+    if "arguments" in change:
+        made = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": change["arguments"]}}
+    return [{"role": "assistant", "tool_calls": [made]}, {"role": "tool", "tool_call_id": "c1", "content": "7"}]
+
+
+@pytest.mark.parametrize("checkpoint", ["qwen3-vl", "qwen2.5-vl"])
+def test_calls_that_come_back_damaged_are_taken_as_text_or_refused_by_their_place(specimens, question, checkpoint):
+    texts = ("{at: top", "", "null", "[1, 2]", "7", '"top"', '{"at": "\\ud800"}', '{"at": NaN}')
+    taken = [called(arguments=text) for text in texts]
+    taken += [called(id=""), called(id=None), [called()[1]], [called()[0]], [*called(), called()[1]]]
+    taken.append([called()[0], {"role": "tool", "tool_call_id": "c9", "content": "7"}])
+    taken.append([called()[0], {"role": "tool", "content": "7"}])
+    refused = [
+        (called(function=None), f"{CALL}.function"),
+        (called(arguments={"at": "top"}), f"{CALL}.function.arguments"),
+        (called(arguments=None), f"{CALL}.function.arguments"),
+        (called(type="magic"), f"{CALL}.type"),
+        (called(function={"name": "", "arguments": "{}"}), f"{CALL}.function.name"),
+        ([{"role": "assistant", "tool_calls": [None]}], CALL),
+        ([{"role": "assistant", "tool_calls": {}}], "messages[1].tool_calls"),
+        ([{"role": "tool", "tool_call_id": "c1", "content": None}], "messages[1].content"),
+    ]
+    with served(specimens(checkpoint).path, tool_format="hermes") as (_, client):
+        body = {"model": "zoo", "tools": [LOOK], "max_completion_tokens": 1}
+        for turns in taken:
+            answer = client.post("/v1/chat/completions", json={**body, "messages": [question, *turns]})
+            assert answer.status_code == 200, (turns, answer.text)
+        for text in ("[" * 5000, "9" * 5000):  # may be too long for the context, but is no fault of the server's
+            answer = client.post("/v1/chat/completions", json={**body, "messages": [question, *called(arguments=text)]})
+            assert answer.status_code in (200, 400), answer.text
+        for turns, place in refused:
+            answer = client.post("/v1/chat/completions", json={**body, "messages": [question, *turns]})
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, place), answer.text

@@ -3,6 +3,8 @@
 import asyncio
 import hmac
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
@@ -46,7 +48,10 @@ class Admission:
         callers: Callers,
         memory: InFlight,
         seconds: float,
+        expected: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        """expected: a context in which somebody waits for an answer, whichever part of the server makes it."""
+        self._expected = expected
         self._app = app
         self._drain = drain
         self._keys = keys if keys else None
@@ -93,8 +98,12 @@ class Admission:
         try:
             with self._callers.request(owner) as caller:
                 scope["state"]["caller"] = caller
+                if delay := caller.pace.request():
+                    await asyncio.sleep(delay)
                 caller.check_room(length if length <= self._memory.limit else 0)
-                await self._within_time(scope, receive, send)
+                # GET requests are short, or watch a job for as long as it takes.
+                with nullcontext() if scope["method"] == "GET" else self._expected():
+                    await self._within_time(scope, receive, send)
         except (RateLimited, EngineOverloaded) as error:
             await respond(describe(error, scope["state"]["request_id"]), scope)(scope, receive, send)
 

@@ -155,7 +155,7 @@ class Boundary:
                 return await receive()
 
         async def checked() -> Message:
-            nonlocal length, complete
+            nonlocal length, complete, deadline
             if declared.isascii() and declared.isdigit() and int(declared[:20]) > self._max_body_bytes:
                 raise too_long
             if complete:
@@ -177,6 +177,10 @@ class Boundary:
             except EngineOverloaded as error:
                 # The framework takes any other exception from here for a body that cannot be parsed.
                 raise HTTPException(503, str(error), {"Retry-After": str(math.ceil(error.retry_after))}) from None
+            # While this waits, the client's system is told that it is not read from.
+            if caller is not None and not complete and (delay := caller.pace.body(size)):
+                deadline += delay
+                await asyncio.sleep(delay)
             return message
 
         return limited

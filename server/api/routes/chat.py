@@ -10,46 +10,36 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from covervlm.server.api.answer import Answer, Choice
+from covervlm.server.api.answer import Answer, Choice, Conversation
 from covervlm.server.api.body import BodyRoute
-from covervlm.server.api.conversation import Conversation
 from covervlm.server.api.errors import RESPONSES
-from covervlm.server.api.exchange import DONE, event, sent
-from covervlm.server.api.fingerprint import Fingerprint
+from covervlm.server.api.exchange import DONE, event
 from covervlm.server.api.openapi import events_of
-from covervlm.server.api.prompt_report import prune_response, pruning_report
+from covervlm.server.api.report import Fingerprint, prune_response, pruning_report, usage
 from covervlm.server.api.token_details import content_logprobs, prompt_logprobs
-from covervlm.server.api.usage import usage
 from covervlm.server.api.wire import chat_response as wire
-from covervlm.server.api.wire.as_chat import AsChat
 from covervlm.server.api.wire.chat_request import ChatCompletionRequest
 from covervlm.server.core.answer import ArgumentsDelta, CallBegins, Ending, Opening, Part, TextDelta
-from covervlm.server.core.generation import GenerationRequest, TokenLogprob
+from covervlm.server.core.generation import TokenLogprob
 from covervlm.server.telemetry.request_record import RequestRecord
 
 
 def router(conversation: Conversation, fingerprint: Fingerprint) -> APIRouter:
     routes = APIRouter(tags=["chat"], responses=RESPONSES, route_class=BodyRoute)
 
-    engine, metrics = conversation.engine, conversation.metrics
-    events = events_of(wire.ChatCompletionChunk)
-
-    @routes.post("/v1/chat/completions", response_model=wire.ChatCompletion, responses=events)
+    @routes.post(
+        "/v1/chat/completions", response_model=wire.ChatCompletion, responses=events_of(wire.ChatCompletionChunk)
+    )
     async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
         """OpenAI's chat completions; `vision_pruning` says how many vision tokens the model reads."""
         record = request.state.record
-        with AsChat(body, body.names).refusals():
-            generation = await conversation.prepared(body, request)
-            echo = echoed(generation) if body.echo else ""
-            answer = Answer(
-                engine.generate(generation),
-                generation.tools,
-                record,
-                metrics,
-                echo=echo,
-                token_ids=bool(body.return_token_ids),
-            )
-            return await sent(Completion(body, answer, record, fingerprint()), answer, stream=bool(body.stream))
+        return await conversation.respond(
+            body,
+            body.names,
+            request,
+            lambda answer: Completion(body, answer, record, fingerprint()),
+            stream=bool(body.stream),
+        )
 
     @routes.post("/v1/prune", response_model=wire.PruneResponse)
     async def prune(body: ChatCompletionRequest, request: Request) -> Response:
@@ -57,10 +47,11 @@ def router(conversation: Conversation, fingerprint: Fingerprint) -> APIRouter:
 
         Indices are in the answer unless `return_indices` is false. Fields that only sampling reads change nothing.
         """
-        generation = await conversation.prepared(body, request, return_indices=True)
-        prompt = await engine.prune(generation)
-        metrics.prompt(request.state.record, prompt)
-        report = prune_response(prompt, request.state.record)
+        record = request.state.record
+        generation = await conversation.prepared(body, record, request.state.caller, return_indices=True)
+        prompt = await conversation.engine.prune(generation)
+        conversation.metrics.prompt(record, prompt)
+        report = prune_response(prompt, record)
         return Response(report.model_dump_json(exclude_unset=True), media_type="application/json")
 
     return routes
@@ -185,12 +176,6 @@ class Completion:
             return None
         content = content_logprobs(tokens, by_id=bool(self._body.return_tokens_as_token_ids))
         return wire.Logprobs(content=content, refusal=None)
-
-
-def echoed(request: GenerationRequest) -> str:
-    """What `echo` repeats: the last message, if the answer continues it or begins no turn of its own; vLLM's rule."""
-    last = request.messages[-1]
-    return last.text if last.role == "assistant" or not request.template.add_generation_prompt else ""
 
 
 def _tool_calls(choice: Choice) -> Iterator[wire.ToolCall]:

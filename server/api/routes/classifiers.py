@@ -1,6 +1,5 @@
 """/v1/classify and /v1/classifiers: labels for images, and classifiers learned from labelled or unlabelled ones."""
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Request, Response
@@ -9,9 +8,11 @@ from covervlm.server.api.body import BodyRoute
 from covervlm.server.api.errors import RESPONSES
 from covervlm.server.api.image_inputs import load_images
 from covervlm.server.api.learning import learned_from
-from covervlm.server.api.openapi import FILE_ANSWER, FILE_BODY, tensors_file
+from covervlm.server.api.openapi import FILE_BODY
+from covervlm.server.api.points import POINTS_ANSWER, points_of_labels, wants_points
 from covervlm.server.api.routes.embeddings import check_model
 from covervlm.server.api.routes.jobs import JobStatus, status
+from covervlm.server.api.routes.stored import add_stored
 from covervlm.server.api.wire.classifiers import (
     CautiousClassification,
     ClassificationList,
@@ -21,14 +22,16 @@ from covervlm.server.api.wire.classifiers import (
     ClassifyRequest,
     has_labels,
 )
-from covervlm.server.api.wire.examples import Name, UploadCard
+from covervlm.server.api.wire.examples import UploadCard
 from covervlm.server.api.wire.listing import listing
 from covervlm.server.api.wire.methods import OneOf
 from covervlm.server.api.wire.trained import Deleted
 from covervlm.server.clip.encoder.templates import ENSEMBLE
 from covervlm.server.media.images import ImageLoader
+from covervlm.server.store.records import Artifact
 
 if TYPE_CHECKING:
+    from covervlm.server.clip.named import Named
     from covervlm.server.clip.service import ClipService
 
 
@@ -44,15 +47,21 @@ AnyClassifierRequest = Annotated[
 def router(service: "ClipService", loader: ImageLoader) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["classifiers"], responses=RESPONSES, route_class=BodyRoute)
 
-    @routes.post("/classify", response_model=ClassificationList)
+    @routes.post("/classify", response_model=ClassificationList, responses=POINTS_ANSWER)
     async def classify(body: ClassifyRequest, request: Request) -> Response:
-        """Label images by class names alone, or with a classifier."""
+        """Label images by class names alone, or with a classifier.
+
+        With `Accept: application/vnd.apache.parquet` the answer is a file with a row for each image: `image` (its
+        index), `label`, `confidence`, `margin`, `abstained`, `x` and `y` in the plane in which the embeddings vary
+        most, and the embedding as `vector`.
+        """
         check_model(body.model, service)
+        as_points = await wants_points(request)
         await service.ready()
         images = await load_images(
             loader, body.images, [f"images[{i}]" for i in range(len(body.images))], request.state.caller
         )
-        classes, kind, answers = await service.classifiers.classify(
+        classes, kind, answers, features = await service.classifiers.classify(
             request.state.caller,
             images,
             classes=body.classes,
@@ -61,6 +70,8 @@ def router(service: "ClipService", loader: ImageLoader) -> APIRouter:
             top=body.top,
             probabilities=body.probabilities,
         )
+        if as_points:
+            return await points_of_labels(answers, features, body.abstain_below)
         whole = ClassificationList(model=service.name, classes=classes, probabilities=kind, data=[])
         return await listing(
             lambda: (
@@ -87,42 +98,14 @@ def router(service: "ClipService", loader: ImageLoader) -> APIRouter:
         )
         return status(job)
 
-    @routes.get("/classifiers", response_model=ClassifierList)
-    async def list_classifiers(request: Request) -> Response:
-        """Every version, oldest first, without their reports."""
+    async def stored() -> "Named":
         await service.ready()
-        entries = await service.classifiers.all(request.state.caller.owner)
-        return await listing(
-            lambda: (ClassifierCard.of(entry, brief=True) for entry in entries), ClassifierList(data=[])
-        )
+        return service.classifiers
 
-    @routes.get("/classifiers/{name}", response_model=ClassifierCard)
-    async def retrieve_classifier(name: str, request: Request) -> Response:
-        """The newest version of a name, or `name@version`."""
-        await service.ready()
-        entry = await service.classifiers.get(request.state.caller.owner, name)
-        # A report on thousands of classes takes longer than others should wait.
-        card = await asyncio.to_thread(lambda: ClassifierCard.of(entry).model_dump_json())
-        return Response(card, media_type="application/json")
+    def card(entry: Artifact, brief: bool) -> ClassifierCard:
+        return ClassifierCard.of(entry, brief=brief)
 
-    @routes.get("/classifiers/{name}/file", response_class=Response, responses=FILE_ANSWER)
-    async def download_classifier(name: str, request: Request) -> Response:
-        """The classifier as a safetensors file: its head's tensors, everything else in the metadata."""
-        await service.ready()
-        return tensors_file(await service.classifiers.file(request.state.caller.owner, name), f"{name}.safetensors")
-
-    @routes.put("/classifiers/{name}/file", status_code=201, openapi_extra=FILE_BODY)
-    async def upload_classifier(name: Name, request: Request) -> ClassifierCard:
-        """Keep a classifier from a file that this API gave out, as the next version of a name."""
-        await service.ready()
-        return ClassifierCard.of(await service.classifiers.add(request.state.caller.owner, name, await request.body()))
-
-    @routes.delete("/classifiers/{name}")
-    async def delete_classifier(name: str, request: Request) -> Deleted:
-        """Delete all versions of a name, or with `name@version` that one."""
-        await service.ready()
-        await service.classifiers.delete(request.state.caller.owner, name)
-        return Deleted(id=name)
+    add_stored(routes, "/classifiers", "classifier", stored, card, ClassifierCard, ClassifierList)
 
     @routes.post("/embeddings/uploads", status_code=201, openapi_extra=FILE_BODY)
     async def upload_embeddings(request: Request) -> UploadCard:

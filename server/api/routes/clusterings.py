@@ -48,7 +48,7 @@ class ClusteringBody(MethodBody):
     aspect: Annotated[Word, AfterValidator(_plain), AfterValidator(_not_blank)]
     subject: Annotated[Text, Field(max_length=100), AfterValidator(_plain)] = ""
     words: Annotated[list[Word], items(1000, 2)] | None = None
-    prompt: Annotated[Text, Field(pattern=r"^[^*]*\S[^*]*\*$", max_length=300)] | None = None
+    prompt: Annotated[Text, Field(pattern=r"^[^*]*\*$", max_length=300)] | None = None
     clusters: Annotated[int, Field(ge=2, le=1000)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 

@@ -12,18 +12,19 @@ from typing import Any, cast
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from covervlm.server.api.answer import Reading
 from covervlm.server.api.body import BodyRoute
-from covervlm.server.api.errors import RESPONSES, describe
+from covervlm.server.api.errors import RESPONSES
 from covervlm.server.api.exchange import DONE, event, sent
-from covervlm.server.api.fingerprint import Fingerprint
 from covervlm.server.api.openapi import events_of
 from covervlm.server.api.preparation import Preparation
+from covervlm.server.api.report import Fingerprint, usage
 from covervlm.server.api.token_details import TextOffsets, finite, prompt_logprobs, prompt_offsets, token_name
-from covervlm.server.api.usage import usage
 from covervlm.server.api.wire.chat_response import Usage
 from covervlm.server.api.wire.completion_request import CompletionRequest
 from covervlm.server.api.wire.completion_response import Completion, CompletionChoice, CompletionLogprobs
 from covervlm.server.core.engine import Engine
+from covervlm.server.core.errors import InvalidRequest
 from covervlm.server.core.generation import FinishReason, GenerationChunk, PromptReport, TextPrompt, TokenLogprob
 from covervlm.server.core.tasks import all_or_none, side_by_side
 from covervlm.server.telemetry.metrics import Metrics
@@ -36,7 +37,11 @@ def router(engine: Engine, prepare: Preparation, metrics: Metrics, fingerprint: 
     async def echoed(prompt: TextPrompt, request: Request) -> str:
         if isinstance(prompt.content, str):
             return prompt.content
-        return await engine.detokenize(prompt.content, request.state.caller)
+        try:
+            return await engine.detokenize(prompt.content, request.state.caller)
+        except InvalidRequest as error:
+            error.param = "prompt"  # where this body has its tokens
+            raise
 
     @routes.post("/v1/completions", response_model=Completion, responses=events_of(Completion))
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
@@ -65,8 +70,8 @@ class Piece:
     reason: FinishReason | None = None
 
 
-class CompletionAnswer:
-    """Reads the generations of one request once: by `whole`, or by `begin` and then `events`."""
+class CompletionAnswer(Reading[tuple[int, GenerationChunk]]):
+    """The generations of one request, each chunk with its prompt's number: read by `whole`, or by `events`."""
 
     def __init__(
         self,
@@ -78,16 +83,13 @@ class CompletionAnswer:
         metrics: Metrics,
     ) -> None:
         """texts: what is echoed of each prompt."""
+        super().__init__(chunks, record, metrics)
         self._body = body
-        self._chunks = chunks
         self._texts = texts
-        self._record = record
-        self._metrics = metrics
         self._n = body.n or 1
         self._prompts: dict[int, PromptReport] = {}
         self._offsets: dict[int, TextOffsets] = {}
         self._completion_tokens = 0
-        self._first: list[tuple[int, GenerationChunk]] = []
         self._head: dict[str, Any] = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",
@@ -99,10 +101,14 @@ class CompletionAnswer:
     async def whole(self) -> bytes:
         """The answer in JSON when it is complete."""
         pieces: defaultdict[int, Piece] = defaultdict(Piece)
-        with self._metrics.failures(self._record):
-            async for prompt, chunk in self._chunks:
-                self._take(prompt, chunk, pieces[prompt * self._n + chunk.index])
-        self._metrics.done(self._record)
+
+        def take(item: tuple[int, GenerationChunk]) -> Sequence[Piece]:
+            prompt, chunk = item
+            self._take(prompt, chunk, pieces[prompt * self._n + chunk.index])
+            return ()
+
+        async for _ in self.read(take):
+            pass
 
         def write() -> bytes:
             choices = [self._choice(index, pieces[index], last=True) for index in sorted(pieces)]
@@ -113,38 +119,20 @@ class CompletionAnswer:
         details = self._body.logprobs is not None or self._body.prompt_logprobs is not None
         return await asyncio.to_thread(write) if details else write()
 
-    async def begin(self) -> None:
-        """Wait for the first chunk, so that what the engine refuses can still be answered with its own status."""
-        with self._metrics.failures(self._record):
-            self._first.append(await anext(self._chunks))
-
     async def events(self) -> AsyncIterator[str]:
         """The answer as server-sent events; a failure on the way is the last of them."""
         try:
-            with self._metrics.failures(self._record):
-                for prompt, chunk in self._first:
-                    for text in self._event_of(prompt, chunk):
-                        yield text
-                async for prompt, chunk in self._chunks:
-                    for text in self._event_of(prompt, chunk):
-                        yield text
-                    await asyncio.sleep(0)  # lets other requests run where more chunks are there already
+            async for text in self.read(self._event_of):
+                yield text
         except Exception as error:
-            failure = describe(error, self._record.request_id)
-            self._record.error = failure.detail.code
-            yield event(json.dumps(failure.body))
+            yield event(json.dumps(self.failed(error).body))
             return
-        self._metrics.done(self._record)
         if self._body.include_usage:
             yield event(Completion(**self._head, choices=[], usage=self._usage()).model_dump_json(exclude_unset=True))
         yield DONE
 
-    async def release(self) -> None:
-        """Close the generations; those that have not ended are cancelled by that."""
-        await self._chunks.aclose()
-        self._metrics.released(self._record)
-
-    def _event_of(self, prompt: int, chunk: GenerationChunk) -> Iterator[str]:
+    def _event_of(self, item: tuple[int, GenerationChunk]) -> Iterator[str]:
+        prompt, chunk = item
         piece, index = Piece(), prompt * self._n + chunk.index
         begins = index not in self._offsets
         self._take(prompt, chunk, piece)
@@ -192,6 +180,8 @@ class CompletionAnswer:
 
     def _logprobs(self, index: int, piece: Piece, top: int) -> CompletionLogprobs:
         tokens = [*piece.prompt, *piece.logprobs]
+        # A prompt's may be more than an answer's.
+        tops = [token.top[:top] for token in piece.prompt] + [token.top for token in piece.logprobs]
         values = [None if token.logprob != token.logprob else finite(token.logprob) for token in tokens]
         offsets = [*prompt_offsets(self._texts[index // self._n], piece.prompt)]
         offsets += [self._offsets[index].of(token) for token in piece.logprobs]
@@ -199,8 +189,8 @@ class CompletionAnswer:
             tokens=[self._name(token) for token in tokens],
             token_logprobs=values,
             top_logprobs=[
-                None if value is None else {self._name(one): finite(one.logprob) for one in (token, *token.top[:top])}
-                for token, value in zip(tokens, values, strict=True)
+                None if value is None else {self._name(one): finite(one.logprob) for one in (token, *likeliest)}
+                for token, value, likeliest in zip(tokens, values, tops, strict=True)
             ],
             text_offset=offsets,
         )

@@ -1,4 +1,4 @@
-"""/v1/jobs: the state of long work, as JSON or as events, and its cancellation."""
+"""/v1/jobs: the state of long work, as JSON or as events, its points as a file, and its cancellation."""
 
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from covervlm.server.api.errors import RESPONSES
 from covervlm.server.api.exchange import DONE, EventStream, event
 from covervlm.server.api.openapi import events_of
+from covervlm.server.api.points import POINTS_ANSWER, points_of_job
 from covervlm.server.api.wire.listing import listing
 from covervlm.server.core.errors import NotFound
 from covervlm.server.store.records import JobRecord
@@ -101,6 +102,12 @@ def router(service: "ClipService") -> APIRouter:
             yield DONE
 
         return EventStream(events(), states.aclose)
+
+    @routes.get("/v1/jobs/{job}/points", response_class=Response, responses=POINTS_ANSWER)
+    async def download_points(job: str, request: Request) -> Response:
+        """A clustering as a Parquet file: `image` (its index in the request), `label`, `x` and `y`."""
+        await service.ready()
+        return await points_of_job(_found(await service.jobs.get(request.state.caller.owner, job), job))
 
     @routes.delete("/v1/jobs/{job}")
     async def cancel_job(job: str, request: Request, forget: bool = False) -> JobStatus:

@@ -9,16 +9,17 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic_core import from_json
 
-from covervlm.server.api.answer import Answer
+from covervlm.server.api.answer import Answer, Conversation
 from covervlm.server.api.body import BodyRoute
-from covervlm.server.api.conversation import Conversation
 from covervlm.server.api.errors import MESSAGES, MESSAGES_RESPONSES
 from covervlm.server.api.exchange import event
-from covervlm.server.api.prompt_report import pruning_report
+from covervlm.server.api.report import pruning_report
 from covervlm.server.api.sections import Begins, Ends, Grows, Section, Step, in_sections
 from covervlm.server.api.wire import messages_response as wire
+from covervlm.server.api.wire.as_chat import renamed
 from covervlm.server.api.wire.messages_request import CountTokensRequest, MessagesRequest
 from covervlm.server.core.answer import Ending
+from covervlm.server.core.errors import InvalidRequest
 from covervlm.server.telemetry.request_record import RequestRecord
 
 _EVENTS = "Anthropic's events, from message_start to message_stop, or to one named error."
@@ -35,15 +36,21 @@ def router(conversation: Conversation) -> APIRouter:
         """Anthropic's messages; `vision_pruning` says how many vision tokens the model reads."""
         record = request.state.record
         return await conversation.respond(
-            body.chat, request, lambda answer: MessageReply(answer, record), stream=bool(body.stream)
+            body.chat.body,
+            body.chat.names,
+            request,
+            lambda answer: MessageReply(answer, record),
+            stream=bool(body.stream),
         )
 
     @routes.post(f"{MESSAGES}/count_tokens", response_model=wire.TokenCount)
     async def count_tokens(body: CountTokensRequest, request: Request) -> wire.TokenCount:
         """How many tokens the model would read for a message with the same body, after pruning."""
-        with body.chat.refusals():
-            generation = await conversation.prepared(body.chat.body, request)
+        try:
+            generation = await conversation.prepared(body.chat.body, request.state.record, request.state.caller)
             tokens = await conversation.engine.tokenize(generation)
+        except InvalidRequest as error:
+            raise renamed(error, body.chat.names) from None
         return wire.TokenCount(input_tokens=len(tokens.ids))
 
     return routes

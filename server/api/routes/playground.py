@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from covervlm.server.core.engine import Engine
-from covervlm.server.demo import example_scenes
+from covervlm.server.demo import example_gallery, example_scenes
 
 _UI = Path(__file__).resolve().parents[2] / "ui"
 _SWAGGER = Path(str(files("fastapi_swagger"))) / "resources"
@@ -33,18 +33,21 @@ class Example(BaseModel):
 
 
 class PlaygroundConfig(BaseModel):
-    """What the page offers: `vision_tokens` is null where it depends on the image."""
+    """What the page offers: `vision_tokens` is null where it depends on the image; `gallery` is to be labelled."""
 
     model: str
     methods: list[str]
     method: str
     vision_tokens: int | None
     examples: list[Example]
+    gallery: list[str]
 
 
 def router(engine: Engine, served: str, method: str) -> APIRouter:
     routes = APIRouter(include_in_schema=False)
-    scenes = {scene.path.name: scene for scene in example_scenes()}
+    scenes = example_scenes()
+    gallery = {path.name: path for path in example_gallery()}
+    pictures = gallery | {scene.path.name: scene.path for scene in scenes}
 
     @routes.get("/")
     async def page() -> FileResponse:
@@ -61,14 +64,15 @@ def router(engine: Engine, served: str, method: str) -> APIRouter:
             methods=[method for method in engine.info.methods if method != "none"],
             method=method,
             vision_tokens=engine.info.vision_tokens,
-            examples=[Example(url=f"ui/examples/{name}", question=scene.question) for name, scene in scenes.items()],
+            examples=[Example(url=f"ui/examples/{scene.path.name}", question=scene.question) for scene in scenes],
+            gallery=[f"ui/examples/{name}" for name in gallery],
         )
 
     @routes.get("/ui/examples/{name}")
     async def example(name: str) -> FileResponse:
-        if name not in scenes:
+        if name not in pictures:
             raise HTTPException(404)
-        return FileResponse(scenes[name].path, headers=_HEADERS)
+        return FileResponse(pictures[name], headers=_HEADERS)
 
     @routes.get("/ui/{name}")
     async def file(name: str) -> FileResponse:

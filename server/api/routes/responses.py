@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -10,18 +10,18 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 from pydantic_core import to_json
 
-from covervlm.server.api.answer import Answer
+from covervlm.server.api.answer import Answer, Conversation
 from covervlm.server.api.body import BodyRoute
-from covervlm.server.api.conversation import Conversation
 from covervlm.server.api.errors import RESPONSES, Failure
 from covervlm.server.api.exchange import event
-from covervlm.server.api.prompt_report import pruning_report
+from covervlm.server.api.report import pruning_report
 from covervlm.server.api.sections import Begins, Ends, Grows, Section, Step, in_sections
+from covervlm.server.api.timings import Timings
 from covervlm.server.api.token_details import content_logprobs
 from covervlm.server.api.wire import responses_response as wire
 from covervlm.server.api.wire.responses_request import ResponsesRequest
 from covervlm.server.core.answer import Ending
-from covervlm.server.core.engine import Engine
+from covervlm.server.core.engine import EngineInfo
 from covervlm.server.telemetry.request_record import RequestRecord
 
 _EVENTS = "OpenAI's events, from response.created to response.completed, response.incomplete or response.failed."
@@ -36,11 +36,16 @@ def router(conversation: Conversation) -> APIRouter:
     @routes.post("/v1/responses", response_model=wire.ResponsesAnswer, responses=_STREAM)
     async def create_response(body: ResponsesRequest, request: Request) -> Response:
         """OpenAI's responses, without their storage; `vision_pruning` says how many vision tokens the model reads."""
-        record = request.state.record
+        record, caller = request.state.record, request.state.caller
+
+        async def spelt(ids: Sequence[int]) -> str:
+            return await conversation.engine.detokenize(ids, caller) if ids else ""
+
         return await conversation.respond(
-            body.chat,
+            body.chat.body,
+            body.chat.names,
             request,
-            lambda answer: ResponseReply(body, answer, record, conversation.engine),
+            lambda answer: ResponseReply(body, answer, record, conversation.engine.info, spelt),
             stream=bool(body.stream),
         )
 
@@ -50,13 +55,24 @@ def router(conversation: Conversation) -> APIRouter:
 class ResponseReply:
     """An answer in the form of OpenAI's Responses API."""
 
-    def __init__(self, body: ResponsesRequest, answer: Answer, record: RequestRecord, engine: Engine) -> None:
+    def __init__(
+        self,
+        body: ResponsesRequest,
+        answer: Answer,
+        record: RequestRecord,
+        engine: EngineInfo,
+        spelt: Callable[[Sequence[int]], Awaitable[str]],
+    ) -> None:
+        """spelt: the text of tokens."""
+        self._body = body
         self._answer = answer
+        self._spelt = spelt
+        self._timings = Timings()
         self._record = record
         self._logprobs = body.logprobs
         self._ids: list[str] = []
         self._events = 0
-        sampling, choice = body.chat.body.sampling(engine.info.sampling), body.tool_choice
+        sampling, choice = body.chat.body.sampling(engine.sampling), body.tool_choice
         self._response = wire.ResponsesAnswer(
             id=f"resp_{uuid.uuid4().hex}",
             created_at=int(time.time()),
@@ -71,11 +87,13 @@ class ResponseReply:
             tool_choice=choice.model_dump() if isinstance(choice, BaseModel) else choice or "auto",
             parallel_tool_calls=body.parallel_tool_calls is not False,
             metadata=body.metadata or {},
+            reasoning=None if body.reasoning is None else {"effort": body.reasoning.effort, "summary": None},
         )
 
     async def whole(self) -> bytes:
         async for step in in_sections(self._answer.parts()):
             self._take(step)
+        await self._tell_tokens()
         return self._response.model_dump_json(exclude=self._absent()).encode()
 
     async def events(self) -> AsyncIterator[str]:
@@ -83,10 +101,13 @@ class ResponseReply:
             async for step in in_sections(self._answer.parts()):
                 if not self._events:
                     yield self._event("created", response=self._told())
-                    yield self._event("in_progress", response=self._told())
+                    yield self._event("in_progress", response=self._told(), **self._progress())
                 self._take(step)
+                if isinstance(step, Ending):
+                    await self._tell_tokens()
+                timings = self._timed()
                 for kind, fields in self._spelled(step):
-                    yield self._event(kind, **fields)
+                    yield self._event(kind, **fields, **timings)
         except Exception as error:
             self._fail(self._answer.failed(error))
             yield self._event("failed", response=self._told())
@@ -134,6 +155,23 @@ class ResponseReply:
             case Ending():
                 yield self._response.status, {"response": self._told()}
 
+    def _progress(self) -> dict[str, Any]:
+        return {"prompt_progress": self._timings.progress(self._answer.prompt)} if self._body.return_progress else {}
+
+    def _timed(self) -> dict[str, Any]:
+        if not self._body.timings_per_token:
+            return {}
+        return {"timings": self._timings.so_far(self._answer.prompt, self._answer.completion_tokens)}
+
+    async def _tell_tokens(self) -> None:
+        """Prompt and answer as tokens, where they are asked for."""
+        if self._body.enable_response_messages:
+            self._response.input_messages = [await self._raw(self._answer.prompt.token_ids)]
+            self._response.output_messages = [await self._raw(self._answer.written)]
+
+    async def _raw(self, ids: Sequence[int]) -> wire.RawMessage:
+        return wire.RawMessage(message=await self._spelt(ids), tokens=list(ids))
+
     def _event(self, kind: str, **fields: Any) -> str:
         name = f"response.{kind}"
         written = to_json({"type": name, "sequence_number": self._events, **fields}).decode()
@@ -145,11 +183,12 @@ class ResponseReply:
 
     def _absent(self) -> set[str]:
         """Fields to leave out: the pruning report, unless there are images; fills it in where there are."""
+        absent = set() if self._body.enable_response_messages else {"input_messages", "output_messages"}
         if not self._answer.prompt.images:
-            return {"vision_pruning"}
+            return absent | {"vision_pruning"}
         if self._response.vision_pruning is None:
             self._response.vision_pruning = pruning_report(self._answer.prompt, self._record)
-        return set()
+        return absent
 
     def _item(self, section: Section, status: wire.Status) -> wire.OutputMessage | wire.OutputCall:
         if section.call is None:

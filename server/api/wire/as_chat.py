@@ -1,7 +1,6 @@
 """The body of another API as a chat; from here on only the names of fields differ."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -24,15 +23,12 @@ class AsChat:
     body: ChatCompletionRequest
     names: Mapping[str, str]
 
-    @contextmanager
-    def refusals(self) -> Iterator[None]:
-        """Inside the block, an InvalidRequest gets the caller's names."""
-        try:
-            yield
-        except InvalidRequest as error:
-            name = _own(error.param, self.names)
-            message = str(error) if error.param is None else str(error).replace(f"'{error.param}'", f"'{name}'")
-            raise InvalidRequest(message, param=name, code=error.code) from None
+
+def renamed(error: InvalidRequest, names: Mapping[str, str]) -> InvalidRequest:
+    """The same refusal with the caller's names of a chat's fields."""
+    name = _own(error.param, names)
+    message = str(error) if error.param is None else str(error).replace(f"'{error.param}'", f"'{name}'")
+    return InvalidRequest(message, param=name, code=error.code)
 
 
 @dataclass

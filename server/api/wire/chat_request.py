@@ -4,16 +4,16 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, Tag, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from covervlm.server.api.errors import UNSUPPORTED_PARAMETER, printable
+from covervlm.server.api.wire.by_type import PARTS, TEXT, ByType, text_or_parts
 from covervlm.server.api.wire.chat_template import TemplateFields
 from covervlm.server.api.wire.sampling import MOST_LOGPROBS, Ignored, SamplingFields, Text, Unless, Unsupported
 from covervlm.server.api.wire.tools import MOST_TOOLS, AnyTool, NamedChoice, ToolChoice
-from covervlm.server.core.generation import SamplingParams
+from covervlm.server.core.generation import USUAL, SamplingParams, TemplateOptions
 from covervlm.server.core.pruning_policy import VisionPruning
-from covervlm.server.core.wire import Wire, one_of
+from covervlm.server.core.wire import Wire
 
 
 def items(most: int, least: int = 1) -> Any:
@@ -43,14 +43,24 @@ class ImageURL(Wire):
     detail: Literal["auto", "low", "high", "original"] | None = None
 
 
+def _in_an_object(value: Any) -> Any:
+    """The value, unless it is a URL by itself, as other APIs have it: what to write instead is then said."""
+    if isinstance(value, str):
+        raise PydanticCustomError("url_type", 'should be an object that holds the URL, {"url": "data:..."}')
+    return value
+
+
 class ImageContent(Wire):
     type: Literal["image_url"]
-    image_url: ImageURL
+    image_url: Annotated[ImageURL, BeforeValidator(_in_an_object)]
     prompt_cache_breakpoint: Ignored = None
 
 
 class VideoURL(Wire):
-    """A clip as its frames, data:video/jpeg;base64,FRAME,FRAME,... (vLLM's form); `fps`: frames to a second, else 2."""
+    """A clip: a file (MP4, MOV, WebM, MKV, AVI, GIF), or its frames, data:video/jpeg;base64,FRAME,FRAME,... as in vLLM.
+
+    `fps`: how many frames to a second are sampled from a file, else 32 over all of it; what a list has, else 2.
+    """
 
     url: Text
     fps: Annotated[float, Field(ge=0.01, le=1000, allow_inf_nan=False)] | None = None
@@ -58,38 +68,13 @@ class VideoURL(Wire):
 
 class VideoContent(Wire):
     type: Literal["video_url"]
-    video_url: VideoURL
+    video_url: Annotated[VideoURL, BeforeValidator(_in_an_object)]
     prompt_cache_breakpoint: Ignored = None
 
 
-def _known_part(part: Any) -> Any:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if isinstance(kind, str) and kind not in ("text", "image_url", "video_url", "refusal"):
-        message = "Content parts of type '{type}' are not supported; use 'text', 'image_url' or 'video_url'."
-        raise PydanticCustomError(UNSUPPORTED_PARAMETER, message, {"type": printable(kind[:40])})
-    return part
-
-
-def _part_tag(part: Any) -> str | None:
-    kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
-    return f"<{kind}>" if isinstance(kind, str) else None
-
-
-def _content_tag(content: Any) -> str | None:
-    return "<text>" if isinstance(content, str) else "<parts>" if isinstance(content, list) else None
-
-
-ContentPart = Annotated[
-    Annotated[TextContent, Tag("<text>")]
-    | Annotated[ImageContent, Tag("<image_url>")]
-    | Annotated[VideoContent, Tag("<video_url>")]
-    | Annotated[RefusalContent, Tag("<refusal>")],
-    one_of(_part_tag, "an object whose 'type' is 'text', 'image_url' or 'video_url'"),
-    BeforeValidator(_known_part),
-]
+ContentPart = Annotated[TextContent | ImageContent | VideoContent | RefusalContent, ByType("Content parts")]
 Content = Annotated[
-    Annotated[Text, Tag("<text>")] | Annotated[list[ContentPart], items(MOST_MESSAGES), Tag("<parts>")],
-    one_of(_content_tag, "a string or a list of content parts"),
+    Annotated[Text, TEXT] | Annotated[list[ContentPart], items(MOST_MESSAGES), PARTS], text_or_parts("content parts")
 ]
 
 
@@ -182,6 +167,16 @@ class ChatPrompt(TemplateFields):
         options = self.mm_processor_kwargs
         return options.vision_prune if options is not None and options.vision_prune else self.vision_pruning
 
+    @property
+    def template(self) -> TemplateOptions:
+        """What is asked of the chat template."""
+        continues = bool(self.continue_final_message)
+        begins = not continues if self.add_generation_prompt is None else self.add_generation_prompt
+        variables, specials = self.variables, bool(self.add_special_tokens)
+        if begins and not (continues or specials or variables):
+            return USUAL
+        return TemplateOptions(begins, continues, specials, variables)
+
     @field_validator("tool_choice")
     @classmethod
     def _chooses_a_tool(cls, choice: ToolChoice | None, info: ValidationInfo) -> ToolChoice | None:
@@ -222,7 +217,6 @@ class ChatCompletionRequest(SamplingFields, ChatPrompt):
     modalities: Annotated[Any, Unless(["text"])] = None
     moderation: Unsupported = None
     prediction: Unsupported = None
-    reasoning_effort: Annotated[Any, Unless("none")] = None
     store: Annotated[Any, Unless(False)] = None
     verbosity: Annotated[Any, Unless("medium")] = None
     web_search_options: Unsupported = None

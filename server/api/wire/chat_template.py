@@ -1,12 +1,11 @@
 """How a chat becomes a text: what a request tells the model's chat template beside the messages."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from covervlm.server.api.wire.sampling import Unless, Unsupported
-from covervlm.server.core.generation import TemplateOptions
 from covervlm.server.core.wire import Wire
 
 MOST_VARIABLES = 64
@@ -53,13 +52,20 @@ def _variables(value: Any) -> Any:
     return value
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
 class TemplateFields(Wire):
-    """vLLM's: `chat_template_kwargs` are variables for templates that read them, for others they change nothing."""
+    """vLLM's: `chat_template_kwargs` are variables for templates that read them, for others they change nothing.
+
+    So is OpenAI's `reasoning_effort`, whose variables are that and `enable_thinking`, which is false for "none".
+    """
 
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     add_special_tokens: bool | None = None
     chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(_variables)] | None = None
+    reasoning_effort: Effort | None = None
     chat_template: Unsupported = None
     documents: Annotated[Any, Unless([])] = None
 
@@ -71,7 +77,8 @@ class TemplateFields(Wire):
         return value
 
     @property
-    def template(self) -> TemplateOptions:
-        continues = bool(self.continue_final_message)
-        begins = not continues if self.add_generation_prompt is None else self.add_generation_prompt
-        return TemplateOptions(begins, continues, bool(self.add_special_tokens), self.chat_template_kwargs or {})
+    def variables(self) -> dict[str, Any]:
+        """What the template is told; `chat_template_kwargs` have the last word."""
+        effort = self.reasoning_effort
+        asked = {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+        return asked | (self.chat_template_kwargs or {})

@@ -1,8 +1,9 @@
 """The body of a text completion: OpenAI's older API, with vLLM's extensions."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag
 
@@ -38,7 +39,10 @@ Prompts = Annotated[
 
 
 class CompletionRequest(SamplingFields):
-    """`logprobs` is how many of the likeliest tokens to report; `max_tokens` may be 0 where `echo` is true."""
+    """`logprobs` is how many of the likeliest tokens to report; `max_tokens` may be 0 where `echo` is true.
+
+    `truncate_prompt_tokens` cuts each prompt to that many tokens, its last ones unless `truncation_side` is "right".
+    """
 
     model: Text = ""
     prompt: Prompts
@@ -46,6 +50,8 @@ class CompletionRequest(SamplingFields):
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     add_special_tokens: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
+    truncation_side: Literal["left", "right"] | None = None
     suffix: Unsupported = None
     prompt_embeds: Unsupported = None
 
@@ -54,8 +60,13 @@ class CompletionRequest(SamplingFields):
         """One for each answer, or for each `n` of them."""
         given: Any = self.prompt
         contents = [given] if isinstance(given, str) or isinstance(given[0], int) else given
-        special = self.add_special_tokens is not False
-        return [TextPrompt(one if isinstance(one, str) else tuple(one), special) for one in contents]
+        whole = TextPrompt(
+            "",
+            special_tokens=self.add_special_tokens is not False,
+            limit=self.truncate_prompt_tokens,
+            from_start=self.truncation_side == "right",
+        )
+        return [replace(whole, content=one if isinstance(one, str) else tuple(one)) for one in contents]
 
     @property
     def only_echo(self) -> bool:
@@ -66,6 +77,9 @@ class CompletionRequest(SamplingFields):
         if self.only_echo and not self.echo:
             message = "Invalid 'max_tokens': should be at least 1 where 'echo' is not true."
             raise InvalidRequest(message, param="max_tokens", code="invalid_value")
+        if self.echo and self.truncate_prompt_tokens is not None:
+            message = "Invalid 'truncate_prompt_tokens': only allowed where 'echo' is not true."
+            raise InvalidRequest(message, param="truncate_prompt_tokens", code="invalid_value")
         prompt_logprobs = [self.prompt_logprobs, self.logprobs if self.echo else None]
         return self.sampled(
             defaults,

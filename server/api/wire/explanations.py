@@ -28,6 +28,9 @@ class ExplainRequest(Wire):
     def _one_source(self) -> Self:
         if (self.image is None) == (self.embedding is None):
             raise ValueError("give either 'image' or 'embedding'")
+        names = [" ".join(word.split()) for word in self.words]
+        if len(set(names)) < len(names) or "" in names:
+            raise ValueError("'words' holds an empty word or one twice")
         return self
 
 

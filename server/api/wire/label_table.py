@@ -28,6 +28,6 @@ def read_labels(text: str) -> dict[str, list[str]]:
                 raise ValueError(f"there may be {MOST_ROWS} examples at most")
             cells.append(row)
     except (csv.Error, ValueError) as error:
-        raise ValueError(f"'labels_csv' cannot be read as CSV, line {rows.line_num}: {error}") from None
+        raise ValueError(f"'labels_csv' cannot be read as CSV, line {max(rows.line_num, 1)}: {error}") from None
     places = {field: names.index(name) for name, field in COLUMNS.items() if name in names}
     return {field: [row[place] for row in cells] for field, place in places.items()}

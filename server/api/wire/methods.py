@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import fields
+from functools import cache
 from typing import Annotated, Any, Literal, Union, get_type_hints
 
 from pydantic import Discriminator, Field, GetCoreSchemaHandler, Tag, WithJsonSchema, create_model
@@ -54,6 +55,7 @@ class OneOf:
         return handler.generate_schema(Annotated[Union[tagged], Discriminator(branch)])  # noqa: UP007
 
 
+@cache
 def _variant(base: type[MethodBody], cls: type, name: str, names: tuple[str, ...], default: bool) -> type[MethodBody]:
     """Any of the names is accepted, so that a wrong one is refused with all of them; the schema has the right one."""
     hints = get_type_hints(cls, include_extras=True)

@@ -7,6 +7,7 @@ from pydantic import Field, PrivateAttr, Tag, model_validator
 from covervlm.server.api.wire.as_chat import AsChat, Id, Name, Turns
 from covervlm.server.api.wire.by_type import PARTS, TEXT, ByType, text_or_parts
 from covervlm.server.api.wire.chat_request import MOST_MESSAGES, items
+from covervlm.server.api.wire.chat_template import Effort
 from covervlm.server.api.wire.sampling import Ignored, Text, Unless, Unsupported
 from covervlm.server.api.wire.structure import JsonObjectFormat, TextFormat
 from covervlm.server.core.pruning_policy import VisionPruning
@@ -188,6 +189,16 @@ ToolChoice = Annotated[
 ]
 
 
+class Reasoning(Wire):
+    """How long to think, for a chat template that reads it; thoughts are never told apart from the answer."""
+
+    effort: Effort | None = None
+    context: Ignored = None
+    generate_summary: Ignored = None
+    mode: Annotated[Any, Unless("standard")] = None
+    summary: Ignored = None
+
+
 class ResponsesStreamOptions(Wire):
     include_obfuscation: Ignored = None
 
@@ -208,9 +219,15 @@ class ResponsesRequest(Wire):
     parallel_tool_calls: bool | None = None
     include: Annotated[list[Text], items(100, 0)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    reasoning: Reasoning | None = None
     stream: bool | None = None
     stream_options: ResponsesStreamOptions | None = None
     metadata: Metadata | None = None
+
+    # vLLM's, for the tokens of prompt and answer, and llama.cpp's, for what they took.
+    enable_response_messages: bool | None = None
+    timings_per_token: bool | None = None
+    return_progress: bool | None = None
 
     # vLLM's extensions, which mean and allow what they do in a chat.
     chat_template_kwargs: dict[str, Any] | None = None
@@ -229,6 +246,7 @@ class ResponsesRequest(Wire):
     prompt_cache_retention: Ignored = None
     safety_identifier: Ignored = None
     service_tier: Ignored = None
+    store: Ignored = None  # true is OpenAI's default; the response says that it is not stored, as vLLM's does
     user: Ignored = None
 
     # Refused by name, except for values that ask for nothing.
@@ -241,8 +259,6 @@ class ResponsesRequest(Wire):
     moderation: Unsupported = None
     previous_response_id: Unsupported = None
     prompt: Unsupported = None
-    reasoning: Annotated[Any, Unless({}, {"effort": "none"}, {"effort": None, "summary": None})] = None
-    store: Annotated[Any, Unless(False)] = None
     truncation: Annotated[Any, Unless("disabled")] = None
 
     _chat: AsChat = PrivateAttr()
@@ -280,6 +296,8 @@ class ResponsesRequest(Wire):
             if isinstance(choice, ResponsesChoice)
             else choice,
             parallel_tool_calls=self.parallel_tool_calls,
+            reasoning_effort=self.reasoning and self.reasoning.effort,
+            return_token_ids=self.enable_response_messages,
             logprobs=self.logprobs or None,
             top_logprobs=self.top_logprobs if self.logprobs else None,
             **{name: getattr(self, name) for name in _AS_IN_A_CHAT},
@@ -305,6 +323,7 @@ _AS_IN_A_CHAT = (
 _NAMES = {
     "messages": "input",
     "max_tokens": "max_output_tokens",
+    "reasoning_effort": "reasoning.effort",
     "response_format": "text.format",
     "response_format.json_schema": "text.format",
     "tool_choice.function": "tool_choice",

@@ -66,8 +66,19 @@ class IncompleteDetails(BaseModel):
     reason: Literal["max_output_tokens"]
 
 
+class RawMessage(BaseModel):
+    """vLLM's: tokens as the model read or wrote them, and what they spell, special ones by their names."""
+
+    type: Literal["raw_message_tokens"] = "raw_message_tokens"
+    message: str
+    tokens: list[int]
+
+
 class ResponsesAnswer(BaseModel):
-    """The whole answer, with what it was asked for. `vision_pruning` is there where the request has images."""
+    """The whole answer, with what it was asked for. `vision_pruning` is there where the request has images.
+
+    `input_messages` and `output_messages` are there where `enable_response_messages` asks for them.
+    """
 
     id: str
     object: Literal["response"] = "response"
@@ -79,6 +90,8 @@ class ResponsesAnswer(BaseModel):
     output: list[OutputMessage | OutputCall] = []
     usage: ResponsesUsage | None = None
     vision_pruning: PruningReport | None = None
+    input_messages: list[RawMessage] | None = None
+    output_messages: list[RawMessage] | None = None
 
     instructions: str | None
     max_output_tokens: int | None
@@ -90,6 +103,7 @@ class ResponsesAnswer(BaseModel):
     tool_choice: str | dict[str, Any]
     parallel_tool_calls: bool
     metadata: dict[str, Any]
+    reasoning: dict[str, Any] | None
     background: Literal[False] = False
     previous_response_id: None = None
     store: Literal[False] = False

@@ -26,6 +26,8 @@ INT64 = 2**63
 LONGEST_STOP = 1000
 MOST_LOGPROBS = 20
 """Most alternatives for one token."""
+MOST_ALLOWED = 2**18
+"""As many as any vocabulary has tokens."""
 _FORMS = {
     "guided_json": "json",
     "guided_regex": "regex",
@@ -134,6 +136,8 @@ class SamplingFields(Wire):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     bad_words: Annotated[list[Word], Field(max_length=128)] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=MOST_ALLOWED)] | None = None
+    logprob_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: Schema | None = None
     guided_regex: str | None = None
@@ -155,12 +159,10 @@ class SamplingFields(Wire):
     truncation_side: Ignored = None
 
     # vLLM's that are refused by name, except for values that ask for nothing.
-    allowed_token_ids: Unsupported = None
     best_of: Annotated[Any, Unless(1)] = None
     ec_transfer_params: Unsupported = None
     kv_transfer_params: Unsupported = None
     length_penalty: Annotated[Any, Unless(1)] = None
-    logprob_token_ids: Annotated[Any, Unless([])] = None
     mm_payload: Annotated[Any, Unless("tensors")] = None
     priority: Annotated[Any, Unless(0)] = None
     repetition_detection: Unsupported = None
@@ -212,8 +214,12 @@ class SamplingFields(Wire):
             if value is not None
         }
         forms = {name: (kind, value) for name, kind in _FORMS.items() if (value := getattr(self, name)) is not None}
-        given["grammar"] = grammar_of(self.response_format, self.structured_outputs, forms)
+        if forms or self.response_format is not None or self.structured_outputs is not None:
+            given["grammar"] = grammar_of(self.response_format, self.structured_outputs, forms)
         params = SamplingParams(**given)
+        if params.logprob_token_ids and not params.logprobs:
+            message = "Invalid 'logprob_token_ids': only allowed where 'logprobs' asks for log probabilities."
+            raise InvalidRequest(message, param="logprob_token_ids", code="invalid_value")
         if params.max_tokens is not None and params.min_tokens > params.max_tokens:
             raise InvalidRequest(
                 f"Invalid 'min_tokens': should not be more than the {params.max_tokens} tokens of the whole answer.",

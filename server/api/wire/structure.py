@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from covervlm.server.api.errors import UNSUPPORTED_PARAMETER, printable
+from covervlm.server.api.errors import UNSUPPORTED_PARAMETER
+from covervlm.server.api.wire.by_type import ByType
 from covervlm.server.core.errors import InvalidRequest
 from covervlm.server.core.grammar import Grammar
 from covervlm.server.core.wire import Wire, one_of
@@ -49,26 +50,7 @@ class JsonSchemaFormat(Wire):
     json_schema: JsonSchema
 
 
-def _known_format(value: Any) -> Any:
-    kind = value.get("type") if isinstance(value, dict) else None
-    if isinstance(kind, str) and kind not in ("text", "json_object", "json_schema"):
-        message = "Response formats of type '{type}' are not supported; use 'text', 'json_object' or 'json_schema'."
-        raise PydanticCustomError(UNSUPPORTED_PARAMETER, message, {"type": printable(kind[:40])})
-    return value
-
-
-def _format_tag(value: Any) -> str | None:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return f"<{kind}>" if kind in ("text", "json_object", "json_schema") else None
-
-
-ResponseFormat = Annotated[
-    Annotated[TextFormat, Tag("<text>")]
-    | Annotated[JsonObjectFormat, Tag("<json_object>")]
-    | Annotated[JsonSchemaFormat, Tag("<json_schema>")],
-    one_of(_format_tag, "an object whose 'type' is 'text', 'json_object' or 'json_schema'"),
-    BeforeValidator(_known_format),
-]
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, ByType("Response formats")]
 
 
 def _unsupported(value: Any) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from covervlm.server.clip.encoder.encoder import ClipEncoder, ForeignTokens, Tex
 from covervlm.server.clip.encoder.micro_batcher import MicroBatcher
 from covervlm.server.clip.encoder.patches import patch_rows
 from covervlm.server.clip.encoder.templates import check_class_names, check_templates, prompts
-from covervlm.server.core.caller import Caller
+from covervlm.server.core.caller import ANONYMOUS, Caller
 from covervlm.server.core.errors import InvalidRequest
 from covervlm.server.core.fairness import FairTurns
 from covervlm.server.core.tasks import all_or_none, in_thread
@@ -25,7 +25,6 @@ from covervlm.server.jobs.runner import Reporter
 _CACHED_CLASS_LISTS = 16
 _TEXTS_AT_ONCE = 64
 _IMAGES_AT_ONCE = 16
-_TOKENIZED_AT_ONCE = 1024
 _MOST_PROMPTS = 100_000
 _MOST_CHARACTERS = 16_000_000
 _JOB_BATCH = 16
@@ -43,15 +42,26 @@ class BatchedEncoder:
     """Called on the event loop, except `in_batches`. Only the model's own thread runs the model."""
 
     def __init__(
-        self, encoder: ClipEncoder, *, max_batch: int = 16, max_waiting: int = 4096, preprocess_threads: int = 2
+        self,
+        encoder: ClipEncoder,
+        *,
+        max_batch: int | None = None,
+        max_waiting: int = 4096,
+        preprocess_threads: int = 2,
     ) -> None:
         self.encoder = encoder
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="clip")
         self._turns = FairTurns(preprocess_threads)
         self._preprocess = ThreadPoolExecutor(preprocess_threads, thread_name_prefix="clip-preprocess")
-        limits = {"max_batch": max_batch, "max_waiting": max_waiting}
+        # A CPU is as busy with four; with more, whoever comes next would wait longer for nothing.
+        on_cpu = encoder.device.type == "cpu"
+        most = max_batch or (4 if on_cpu else 16)
+        limits = {"max_batch": most, "max_waiting": max_waiting}
         self._pixels = MicroBatcher[Tensor, Tensor](
-            lambda pixels: list(encoder.embed_pixels(pixels)), self._model_thread, **limits
+            lambda pixels: list(encoder.embed_pixels(pixels)),
+            self._model_thread,
+            **limits,
+            max_each=1 if on_cpu else None,
         )
         self._texts = MicroBatcher[list[int], Tensor](
             lambda ids: list(encoder.embed_ids(ids)), self._model_thread, **limits
@@ -114,23 +124,31 @@ class BatchedEncoder:
 
         Raises InvalidRequest, naming `param(i)`, where text i is too long or ids are not the model's.
         """
-        if not texts:
-            return [], 0
-        loop = asyncio.get_running_loop()
-        ids: list[list[int]] = []
-        # A long list leaves room for others between its parts.
-        for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
-            part = list(texts[start : start + _TOKENIZED_AT_ONCE])
+        rows: list[Tensor] = []
+        tokens = 0
+        async for part, more in self._rows(texts, owner, param):
+            rows += part
+            tokens += more
+        return rows, tokens
+
+    async def _rows(
+        self, texts: Sequence[str | list[int]], owner: str, param: Callable[[int], str]
+    ) -> AsyncIterator[tuple[list[Tensor], int]]:
+        """Unit vectors (d,) and the number of their tokens, some at a time; raises as `texts` does.
+
+        A part is tokenised when the one before it is done: ids of a hundred thousand texts never lie in memory, others
+        have room between the parts, and a thread beside them.
+        """
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            part = list(texts[start : start + _TEXTS_AT_ONCE])
             try:
-                ids += await loop.run_in_executor(self._preprocess, self.encoder.tokenize, part)
+                async with self._turns.turn(owner, leaves=int(owner != ANONYMOUS)):
+                    ids = await in_thread(self._preprocess, self.encoder.tokenize, part)
             except TextTooLong as error:
                 raise _invalid(error, param(start + error.index), code="context_length_exceeded") from None
             except ForeignTokens as error:
                 raise _invalid(error, param(start + error.index)) from None
-        rows: list[Tensor] = []
-        for start in range(0, len(ids), _TEXTS_AT_ONCE):
-            rows += await self._texts(ids[start : start + _TEXTS_AT_ONCE], owner=owner)
-        return rows, sum(len(tokens) for tokens in ids)
+            yield await self._texts(ids, owner=owner), sum(map(len, ids))
 
     async def class_proxies(self, owner: str, names: Sequence[str], templates: Sequence[str]) -> Tensor:
         """(d, K) text proxies, from a small cache in which each owner finds only what was put there for it: how long
@@ -139,7 +157,9 @@ class BatchedEncoder:
         key = (owner, tuple(names), tuple(templates))
         if key not in self._proxies:
             sentences = await asyncio.to_thread(_prompts, names, templates, self.encoder.most_characters)
-            rows, _ = await self.texts(sentences, owner=owner, param=lambda i: f"classes[{i // len(templates)}]")
+            of_class = self._rows(sentences, owner, lambda i: f"classes[{i // len(templates)}]")
+            # A tensor of its own for each of a hundred thousand would take a kilobyte.
+            rows = torch.cat([torch.stack(part) async for part, _ in of_class])
             self._proxies[key] = await asyncio.to_thread(_means, rows, len(templates))
             while len(self._proxies) > _CACHED_CLASS_LISTS:
                 self._proxies.popitem(last=False)
@@ -190,9 +210,9 @@ def _prompts(names: Sequence[str], templates: Sequence[str], longest: int) -> li
     return prompts(names, templates)
 
 
-def _means(rows: Sequence[Tensor], templates: int) -> Tensor:
-    """(d, K) unit columns: the mean over the templates of each class. In a thread."""
-    return normalize(torch.stack(list(rows)).unflatten(0, (-1, templates)).mean(dim=1), dim=1).T.contiguous()
+def _means(rows: Tensor, templates: int) -> Tensor:
+    """(d, K) unit columns out of rows (K * templates, d): the mean over each class's templates. In a thread."""
+    return normalize(rows.unflatten(0, (-1, templates)).mean(dim=1), dim=1).T.contiguous()
 
 
 def _invalid(error: Exception, param: str, code: str = "invalid_value") -> InvalidRequest:

@@ -1,7 +1,8 @@
 """Requests of many callers run together: what waits while one batch runs makes up the next."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor
 from typing import Generic, TypeVar
 
@@ -13,8 +14,15 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+_RECENT = 1.0
+"""Seconds for which an owner counts as one of several after its last call."""
+
+
 class MicroBatcher(Generic[Item, Result]):
     """Feeds `run` with up to `max_batch` items at a time, in `executor`, which must run one call at a time.
+
+    max_each: of them, one caller's most while there are several, who otherwise wait for another's items in their own
+    batch: where a batch takes as long as its items do one by one, i.e. on a CPU. As many as fit where it is None.
 
     No timer: a lone request starts at once, and under load batches fill by themselves. Items of one caller keep their
     order and wait for one item of every other caller at most; several callers' items share a batch. A failing batch is
@@ -28,11 +36,14 @@ class MicroBatcher(Generic[Item, Result]):
         *,
         max_batch: int,
         max_waiting: int,
+        max_each: int | None = None,
     ) -> None:
         self._run = run
         self._executor = executor
         self._max_batch = max_batch
         self._max_waiting = max_waiting
+        self._max_each = max_each or max_batch
+        self._called: dict[str, float] = {}
         self._waiting: FairQueue[tuple[Item, asyncio.Future[Result]]] = FairQueue()
         self._draining: asyncio.Task[None] | None = None
 
@@ -44,6 +55,7 @@ class MicroBatcher(Generic[Item, Result]):
         if len(self._waiting) + len(items) > max(self._max_waiting, len(items)):
             raise EngineOverloaded("Too many inputs are waiting to be embedded; try again shortly.", retry_after=1)
         loop = asyncio.get_running_loop()
+        self._called[owner] = loop.time()
         futures: list[asyncio.Future[Result]] = [loop.create_future() for _ in items]
         for entry in zip(items, futures, strict=True):
             self._waiting.push(owner, entry)
@@ -58,13 +70,29 @@ class MicroBatcher(Generic[Item, Result]):
 
     async def _drain(self) -> None:
         while self._waiting:
-            batch: list[tuple[Item, asyncio.Future[Result]]] = []
-            while self._waiting and len(batch) < self._max_batch:
-                item, future = self._waiting.pop()
-                if not future.done():
-                    batch.append((item, future))
-            if batch:
+            if batch := self._next():
                 await self._finish(batch)
+
+    def _next(self) -> list[tuple[Item, asyncio.Future[Result]]]:
+        """Items in the order of their owners' turns, those that nobody waits for left out."""
+        batch: list[tuple[Item, asyncio.Future[Result]]] = []
+        taken: Counter[Hashable] = Counter()
+        each = self._max_each if self._several() else self._max_batch
+        while self._waiting and len(batch) < self._max_batch:
+            owner = next(self._waiting.owners())
+            if taken[owner] == each:
+                break
+            item, future = self._waiting.pop()
+            if not future.done():
+                batch.append((item, future))
+                taken[owner] += 1
+        return batch
+
+    def _several(self) -> bool:
+        """Whether more than one owner has called of late."""
+        since = asyncio.get_running_loop().time() - _RECENT
+        self._called = {owner: at for owner, at in self._called.items() if at > since or self._waiting.count(owner)}
+        return len(self._called) > 1
 
     async def _finish(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
         loop = asyncio.get_running_loop()

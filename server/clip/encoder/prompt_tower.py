@@ -12,6 +12,8 @@ from torch.nn.functional import normalize
 class PromptTower:
     """Encodes a prompt such as "fruit with a color of *", where `*` is any point of the word embedding space.
 
+    The prompt "*" is the word alone.
+
     It is a structural copy of the model's text side on the same, frozen weights: gradients flow to the word only, and
     other threads may use the model meanwhile. One tower serves one thread at a time.
     """
@@ -64,14 +66,17 @@ class PromptTower:
 
 def _prompt_ids(tokenizer: Any, text: str, limit: int, padding_length: int | None) -> tuple[Tensor, int]:
     """Ids of the prompt with one more token after its last word, and that token's position."""
+    alone = not text
+    text = text or "a"  # a word in whose place the free one stands
     bare = tokenizer(text, add_special_tokens=False).input_ids
     full = tokenizer(text).input_ids
     starts = [i for i in range(len(full)) if full[i : i + len(bare)] == bare]
     if not bare or not starts:
         raise ValueError(f"the tokenizer makes no tokens of {text[:80]!r}")
-    slot = starts[0] + len(bare)
+    end = starts[0] + len(bare)
+    slot = starts[0] if alone else end
     # Its embedding is replaced; the id only must not be one that the tower looks for, such as the end of text.
-    ids = [*full[:slot], bare[-1], *full[slot:]]
+    ids = [*full[:slot], bare[-1], *full[end:]]
     if len(ids) > limit:
         raise ValueError(f"the prompt '{text[:80]} *' has {len(ids)} tokens; this model reads {limit} tokens at most")
     if padding_length is not None:

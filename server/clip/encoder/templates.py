@@ -33,7 +33,9 @@ def check_class_names(names: Sequence[str]) -> None:
         if not key:
             raise ValueError("a class name is empty")
         if key in seen:
-            raise ValueError(f"the class {name[:80]!r} is given twice")
+            other = seen[key]
+            alike = "" if other == name else f": {other[:80]!r} differs in case or spaces alone"
+            raise ValueError(f"the class {name[:80]!r} is given twice{alike}")
         seen[key] = name
 
 

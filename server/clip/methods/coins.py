@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from covervlm.server.clip.methods.contracts import Examples, Fit, Progress, Projection
-from covervlm.server.clip.methods.epochs import shuffled
+from covervlm.server.clip.methods.epochs import Descent, batches, shuffled
 from covervlm.server.clip.methods.sea import class_means
 from covervlm.server.clip.methods.soft_triple import principal_directions
 
@@ -38,7 +38,7 @@ class CoIns(Fit[Projection]):
         assert others is not None
         assert y is not None
         if torch.equal(x, others):
-            raise ValueError("the second views are the first ones again; two different views of each image are needed")
+            raise ValueError("the second views equal the first ones; each image needs two different views")
         matrix = principal_directions(x, self.dimensions or x.shape[1])
         slow = matrix.clone()
         queue = Queue(normalize(others[: self.queue] @ slow.T, dim=1).T)
@@ -46,7 +46,7 @@ class CoIns(Fit[Projection]):
         optimizer = torch.optim.SGD(
             [matrix.requires_grad_(), centers.requires_grad_()], lr=self.learning_rate, momentum=0.9, weight_decay=1e-4
         )
-        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs * -(-len(x) // self.batch_size))
+        descent = Descent(optimizer, batches(len(x), self.batch_size, self.epochs))
         for order in shuffled(x, self.epochs, seed=seed, progress=progress):
             for rows in order.split(self.batch_size):
                 follow(slow, matrix, self.momentum)
@@ -60,11 +60,8 @@ class CoIns(Fit[Projection]):
                     temperature=self.temperature,
                     weight=self.coarse_weight,
                 )
-                optimizer.zero_grad()
-                value.backward()
-                optimizer.step()
+                descent.step(value)
                 queue.push(keys)
-                decay.step()
         return Projection(matrix.detach())
 
 

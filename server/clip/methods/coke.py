@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
+from torch.linalg import vector_norm
 from torch.nn.functional import normalize
 
 from covervlm.server.clip.methods.contracts import (
@@ -73,19 +74,22 @@ class OnlineKMeans:
 
     def scores(self, batch: Tensor) -> Tensor:
         """(B, K): an image belongs to the group of its highest."""
-        return torch.addmm(self.duals, batch, self._still.T)
+        return (batch @ self._still.T).add_(self.duals)  # sooner there than with the duals as a bias
 
     def follow(self, batch: Tensor, labels: Tensor) -> None:
         """Centres and duals move by images (B, d) of these groups (B,)."""
-        touched, place, new = labels.unique(return_inverse=True, return_counts=True)
-        self.duals.index_add_(0, touched, new.to(batch.dtype), alpha=-self.dual_step / len(batch))
+        touched, place, sizes = labels.unique(return_inverse=True, return_counts=True)
+        new = sizes.to(batch.dtype)
+        self.duals.index_add_(0, touched, new, alpha=-self.dual_step / len(batch))
         self.duals.add_(self.dual_step * self._ratio / len(self.duals))
         if self._ratio < 1:
             self.duals.clamp_min_(0)
-        seen = self.counts[touched][:, None]
-        means = (self._moving[touched] * seen).index_add_(0, place, batch).div_(seen + new[:, None])
-        self._moving[touched] = normalize(means, dim=1) if self._moving is self._still else means
-        self.counts.index_add_(0, touched, new.to(batch.dtype))
+        seen = self.counts.index_select(0, touched)
+        moved = self._moving.index_select(0, touched).mul_(seen[:, None]).index_add_(0, place, batch)
+        # A centre of unit length has the direction of its images' sum; only one that is averaged later needs the mean.
+        length = vector_norm(moved, dim=1).clamp_min_(1e-12) if self._moving is self._still else seen + new
+        self._moving.index_copy_(0, touched, moved.div_(length[:, None]))
+        self.counts.index_add_(0, touched, new)
 
     def restore(self, centers: Tensor, duals: Tensor, counts: Tensor) -> None:
         """Go on, online, from centres (d, K), duals (K,) and counts (K,)."""
@@ -159,7 +163,8 @@ class GroupStream:
         for batch in features.split(_BATCH):
             first = self._observed
             labels, scores = self._learn(batch)
-            rows = zip(labels.tolist(), (scores / self._temperature).softmax(dim=1), strict=True)
+            shares = torch.softmax(scores.div_(self._temperature), dim=1, out=scores)
+            rows = zip(labels.tolist(), shares, strict=True)
             answers += [GroupAnswer(first + i, label, combined) for i, (label, combined) in enumerate(rows)]
         return answers
 

@@ -95,7 +95,7 @@ class Examples:
         if self.second_views is not None:
             check_rows(self.second_views)
             if self.second_views.shape != self.features.shape:
-                raise ValueError("second views must be as many as the images, and have as many dimensions")
+                raise ValueError("there must be as many second views as images, of as many dimensions")
 
     @property
     def classes(self) -> int:

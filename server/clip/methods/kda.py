@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import huber_loss, normalize
 
 from covervlm.server.clip.methods.contracts import Examples, Fit, Progress, Projection
-from covervlm.server.clip.methods.epochs import shuffled
+from covervlm.server.clip.methods.epochs import Descent, batches, shuffled
 from covervlm.server.clip.methods.kmeans import kmeans
 from covervlm.server.clip.methods.soft_triple import principal_directions
 
@@ -33,16 +33,12 @@ class KDA(Fit[Projection]):
         x = examples.features
         matrix = principal_directions(x, min(self.dimensions, x.shape[1])).requires_grad_()
         landmarks = _landmarks(x, min(self.landmarks, len(x)), seed)
-        optimizer = torch.optim.Adam([matrix], lr=self.learning_rate)
-        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs * -(-len(x) // self.batch_size))
+        adam = torch.optim.Adam([matrix], lr=self.learning_rate)
+        descent = Descent(adam, batches(len(x), self.batch_size, self.epochs))
         for order in shuffled(x, self.epochs, seed=seed, progress=progress):
             seen = normalize(landmarks @ matrix.detach().T, dim=1)
             for rows in order.split(self.batch_size):
-                value = loss(normalize(x[rows] @ matrix.T, dim=1), x[rows], seen, landmarks)
-                optimizer.zero_grad()
-                value.backward()
-                optimizer.step()
-                decay.step()
+                descent.step(loss(normalize(x[rows] @ matrix.T, dim=1), x[rows], seen, landmarks))
         return Projection(matrix.detach())
 
 

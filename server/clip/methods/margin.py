@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from covervlm.server.clip.methods.contracts import Examples, Fit, Head, Progress
-from covervlm.server.clip.methods.epochs import shuffled
+from covervlm.server.clip.methods.epochs import Descent, batches, shuffled
 
 Batch = tuple[Tensor, Tensor]
 """Features (B, d) and the share of each class in them, (B, K)."""
@@ -38,8 +38,8 @@ class Margin(Fit[Head]):
         assert text is not None
         shares = torch.eye(text.shape[1], dtype=x.dtype, device=x.device)
         orders = shuffled(x, self.epochs, seed=seed, progress=progress)
-        batches = ((x[rows], shares[y[rows]]) for order in orders for rows in order.split(self.batch_size))
-        return fit_map(batches, self.epochs * -(-len(x) // self.batch_size), x, text, self)
+        pairs = ((x[rows], shares[y[rows]]) for order in orders for rows in order.split(self.batch_size))
+        return fit_map(pairs, batches(len(x), self.batch_size, self.epochs), x, text, self)
 
 
 def loss(cosines: Tensor, text: Tensor, y: Tensor, *, margin: float, temperature: float) -> Tensor:
@@ -57,18 +57,14 @@ def loss(cosines: Tensor, text: Tensor, y: Tensor, *, margin: float, temperature
     return (each * y[rows, classes]).sum() / len(y)
 
 
-def fit_map(batches: Iterator[Batch], steps: int, x: Tensor, text: Tensor, method: Margin) -> Head:
+def fit_map(pairs: Iterator[Batch], steps: int, x: Tensor, text: Tensor, method: Margin) -> Head:
     """The head of the map that Adam finds in so many steps. text: (d, K)."""
     matrix = torch.eye(len(text), dtype=x.dtype, device=x.device, requires_grad=True)
-    optimizer = torch.optim.Adam([matrix], lr=method.learning_rate)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=method.learning_rate / 1000)
-    for features, shares in batches:
+    adam = torch.optim.Adam([matrix], lr=method.learning_rate)
+    descent = Descent(adam, steps, least=method.learning_rate / 1000)
+    for features, shares in pairs:
         cosines = normalize(features @ matrix.T, dim=1) @ text
-        value = loss(cosines, text.T, shares, margin=method.margin, temperature=method.temperature)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        decay.step()
+        descent.step(loss(cosines, text.T, shares, margin=method.margin, temperature=method.temperature))
     return mapped_head(matrix.detach(), text, x, method.temperature)
 
 

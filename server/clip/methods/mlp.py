@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt, Le
 from torch.nn.functional import cross_entropy
 
 from covervlm.server.clip.methods.contracts import Examples, Fit, Network, Progress
-from covervlm.server.clip.methods.epochs import shuffled
+from covervlm.server.clip.methods.epochs import Descent, batches, shuffled
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,9 @@ class MLP(Fit[Network]):
         biases = [x.new_zeros(len(weight)) for weight in weights]
         layers = [layer.requires_grad_() for layer in (*weights, *biases)]
         optimizer = torch.optim.AdamW(layers, lr=self.learning_rate, weight_decay=self.weight_decay)
-        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs * -(-len(x) // self.batch_size))
+        descent = Descent(optimizer, batches(len(x), self.batch_size, self.epochs))
         network = Network(tuple(weights), tuple(biases))
         for order in shuffled(x, self.epochs, seed=seed, progress=progress):
             for rows in order.split(self.batch_size):
-                optimizer.zero_grad()
-                cross_entropy(network.logits(x[rows]), y[rows]).backward()
-                optimizer.step()
-                decay.step()
+                descent.step(cross_entropy(network.logits(x[rows]), y[rows]))
         return Network(tuple(w.detach() for w in weights), tuple(b.detach() for b in biases))

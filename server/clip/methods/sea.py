@@ -18,7 +18,8 @@ class SeA(Fit[Head]):
     """Linear head learned on features moved by `eta` towards those they could be mistaken for (arXiv 2408.13351).
 
     It starts from the classes' text where there is any, else from the means of their examples. `eta` is worth choosing
-    on held-out examples, 0 among the choices: on some data it costs accuracy.
+    on held-out examples, 0 among the choices: on some data it costs accuracy. It ends after `epochs`, or with the last
+    whole epoch of `steps`, so that many examples take no longer; one epoch is always learned.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("labels",)
@@ -33,12 +34,14 @@ class SeA(Fit[Head]):
     weight_decay: Annotated[float, Ge(0), Le(1)] = 1e-6
     batch_size: Annotated[int, Ge(1), Le(65_536)] = 256
     epochs: Annotated[int, Ge(1), Le(10_000)] = 100
+    steps: Annotated[int, Ge(1), Le(10_000_000)] = 2000
 
     def learn(self, examples: Examples, *, seed: int, progress: Progress) -> Head:
         x, y = examples.features, examples.labels
         assert y is not None
         start = class_means(x, y, examples.classes) if examples.text is None else examples.text.T
-        order = shuffled(x, self.epochs, seed=seed, progress=progress)
+        epochs = min(self.epochs, max(1, self.steps // -(-len(x) // self.batch_size)))
+        order = shuffled(x, epochs, seed=seed, progress=progress)
         w = train(
             x,
             y,
@@ -103,7 +106,7 @@ def train(
                 # Logits are linear in the features: mixing those at hand is a third of the work of making new ones.
                 batch, logits = moved / length, (logits + share * (mixtures @ logits)) / length
             residuals = _residuals(logits, labels, delta, lam)
-            velocity.mul_(momentum).add_(w, alpha=weight_decay).addmm_(residuals.T, batch, alpha=1 / len(rows))
+            velocity.addmm_(residuals.T, batch, beta=momentum, alpha=1 / len(rows)).add_(w, alpha=weight_decay)
             w.add_(velocity, alpha=-lr)
     return w
 

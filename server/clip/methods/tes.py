@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from covervlm.server.clip.methods.contracts import Examples, Fit, Head, Progress
-from covervlm.server.clip.methods.epochs import shuffled
+from covervlm.server.clip.methods.epochs import Descent, batches, shuffled
 from covervlm.server.clip.methods.margin import mapped_head
 
 _LOGIT_SCALE = 20.0
@@ -52,8 +52,7 @@ class TeS(Fit[Head]):
             weight_decay=self.weight_decay,
             nesterov=True,
         )
-        steps = self.epochs * -(-len(x) // self.batch_size)
-        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        descent = Descent(optimizer, batches(len(x), self.batch_size, self.epochs))
         for order in shuffled(x, self.epochs, seed=seed, progress=progress):
             for rows in order.split(self.batch_size):
                 projection = normalize(x[rows] @ matrix.T, dim=1)
@@ -61,10 +60,7 @@ class TeS(Fit[Head]):
                 value = loss(
                     logits, projection, text.T, y[rows], tau=self.tau, lambda_v=self.lambda_v, lambda_t=self.lambda_t
                 )
-                optimizer.zero_grad()
-                value.backward()
-                optimizer.step()
-                decay.step()
+                descent.step(value)
         if self.output == "classes":
             return Head(classes.detach(), 1 / _LOGIT_SCALE)
         return mapped_head(matrix.detach(), text, x, self.tau)

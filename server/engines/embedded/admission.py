@@ -2,7 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -11,15 +14,15 @@ from torch import Tensor
 
 from covervlm.pruners import Pruner
 from covervlm.server.core.errors import InvalidRequest
-from covervlm.server.core.generation import GenerationChunk, GenerationRequest, ImagePart, PromptReport, VideoPart
+from covervlm.server.core.generation import GenerationChunk, GenerationRequest, ImagePart, PromptReport, PruningPolicy
 from covervlm.server.engines.detokenizer import PromptScores
 from covervlm.server.engines.embedded.grammar import Grammars
 from covervlm.server.engines.embedded.prefix_cache import Prefix, Read, places_of
 from covervlm.server.engines.embedded.sampling import bad_words
-from covervlm.server.models.base import Adapter, ImageTokens
-from covervlm.server.models.pictures import Cost
+from covervlm.server.models.base import Adapter, ImageTokens, Scaling
+from covervlm.server.selection.clip_relevance import ClipRelevance
 from covervlm.server.selection.feature_cache import FeatureCache
-from covervlm.server.selection.selector import Selector, guiding_text, pruner_for
+from covervlm.server.selection.selector import Selector, budget_of, guiding_text, pruner_for
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +33,16 @@ Emit = Callable[["Job", Event], None]
 class Job:
     """One request on its way through the engine.
 
-    pruner, ids, keys, images, pixels are there once it is opened: ids of the prompt; keys of the request's images in
-    reading order; tower outputs by key, as far as known; preprocessed inputs by key of the images that no cache held.
-    embeddings, positions, report, token_limit follow when it is prepared: what `Adapter.assemble` returns, and how many
-    tokens may be generated.
+    pruner, ids, keys, scalings, images, pixels are there once it is opened: ids of the prompt; keys of the request's
+    images in reading order, and how those are scaled to a budget; tower outputs by key, as far as known; preprocessed
+    inputs by key of the images that no cache held. embeddings, positions, report, token_limit follow when it is
+    prepared: what `Adapter.assemble` returns, and how many tokens may be generated.
 
     read, prefix: what stands at each place of the prompt, as `PrefixCache` compares it, and what of it was read before.
 
     scores: how likely the model finds the prompt's tokens; there once it is read, where the request asks for that.
+
+    text_in_clip: the question as CLIP's text tower has it; there once it is opened, where the method asks for it.
 
     grammar, banned: what the answers must look like, compiled, and the tokens of bad words; there once it is opened.
 
@@ -47,6 +52,7 @@ class Job:
     pruner: Pruner
     ids: Sequence[int]
     keys: Sequence[str]
+    scalings: Sequence[Scaling | None]
     embeddings: Tensor
     positions: Tensor
     report: PromptReport
@@ -62,6 +68,7 @@ class Job:
         self.scores: PromptScores | None = None
         self.grammar: LLMatcher | None = None
         self.banned: Sequence[Sequence[int]] = ()
+        self.text_in_clip: Tensor | None = None
         self.images: dict[str, ImageTokens] = {}
         self.pixels: dict[str, Mapping[str, Any]] = {}
         self.fault: Exception | None = None
@@ -78,45 +85,76 @@ class Job:
 class Admission:
     """Opens jobs in any thread; the rest is called by the thread that owns the model."""
 
-    def __init__(self, adapter: Adapter, cache: FeatureCache, grammars: Grammars) -> None:
+    def __init__(
+        self, adapter: Adapter, cache: FeatureCache, grammars: Grammars, clip: ClipRelevance | None = None
+    ) -> None:
         self._adapter = adapter
+        self._clip = clip
         self._cache = cache
         self._grammars = grammars
         self._selector = Selector()
 
-    def cost(self, part: ImagePart | VideoPart) -> Cost:
-        """What `open` takes for an image that no cache holds. Raises InvalidRequest."""
-        return self._adapter.cost(part)
-
     def open(self, job: Job) -> None:
         """Tokenise, look the images up, and preprocess those that no cache holds. Raises InvalidRequest."""
-        adapter, request = self._adapter, job.request
         started = time.perf_counter()
-        architecture = adapter.architecture
-        job.pruner = pruner_for(request.pruning, architecture.pruner_params, has_cls_token=architecture.has_cls_token)
+        for _ in self.opening(job):
+            pass
+        job.queued_at = time.perf_counter()
+        job.seconds["preprocess"] = job.queued_at - started
+
+    def pruner(self, policy: PruningPolicy) -> Pruner:
+        """The method that is asked for. Raises InvalidRequest where it cannot do that."""
+        architecture = self._adapter.architecture
+        return pruner_for(
+            policy,
+            architecture.pruner_params,
+            has_cls_token=architecture.has_cls_token,
+            has_clip=self._clip is not None and architecture.has_cls_token,
+            scales=architecture.free_resolution,
+        )
+
+    def opening(self, job: Job) -> Iterator[None]:
+        """The same one by one: the text first, then every image."""
+        adapter, request = self._adapter, job.request
+        job.pruner = self.pruner(request.pruning)
         job.ids = adapter.tokenize(request.prompt, request.template, request.tools)
         variant = "+cls" if job.pruner.uses_cls_attention else ""
         if job.generates:
             self._open_sampling(job)
-        job.keys = [part.digest + variant for part in request.images]
-        for key, part in zip(job.keys, request.images, strict=True):
+        if self._clip is not None and job.pruner.uses_clip and request.images and request.pruning.prunes:
+            job.text_in_clip = self._clip.text(guiding_text(request))
+        job.scalings = [self._scaling(job, number) for number in range(len(request.images))]
+        job.keys = [
+            part.digest + ("+{}x{}".format(*scaling.size) if scaling else variant)
+            for part, scaling in zip(request.images, job.scalings, strict=True)
+        ]
+        for key, part, scaling in zip(job.keys, request.images, job.scalings, strict=True):
+            yield
             if key in job.images or key in job.pixels:
                 continue
             if (image := self._cache.get(key)) is not None:
                 job.images[key] = image
+            elif scaling is not None:
+                job.pixels[key] = adapter.preprocess_scaled(part, scaling)
             elif isinstance(part, ImagePart):
                 job.pixels[key] = adapter.preprocess(part.image)
             else:
                 job.pixels[key] = adapter.preprocess_video(part.frames, part.fps)
-        job.queued_at = time.perf_counter()
-        job.seconds["preprocess"] = job.queued_at - started
+
+    def _scaling(self, job: Job, number: int) -> Scaling | None:
+        """How an image or clip is scaled, where the method does that and the budget is less than all of it."""
+        policy, images = job.request.pruning, job.request.images
+        if not job.pruner.scales_pictures or not policy.prunes:
+            return None
+        return self._adapter.scaling(images[number], lambda total: budget_of(policy, number, len(images), total))
 
     def _open_sampling(self, job: Job) -> None:
         sampling, adapter = job.request.sampling, self._adapter
         if sampling.grammar is not None:
             job.grammar = self._grammars.compiled(sampling.grammar, job.request.caller.owner)
         job.banned = bad_words(sampling.bad_words, adapter.tokenizer)
-        for name, ids in (("logit_bias", sampling.logit_bias), ("stop_token_ids", sampling.stop_token_ids)):
+        for name in ("logit_bias", "stop_token_ids", "allowed_token_ids", "logprob_token_ids"):
+            ids: Iterable[int] = getattr(sampling, name)
             if unknown := [token for token in ids if not 0 <= token < adapter.vocabulary_size]:
                 raise InvalidRequest(
                     f"There is no token {unknown[0]}: this model has {adapter.vocabulary_size} tokens.",
@@ -148,6 +186,16 @@ class Admission:
             if job.pixels:
                 job.seconds["tower"] = time.perf_counter() - started
 
+    def encoding(self, job: Job) -> Iterator[None]:
+        """The same for one job, image by image. Raises what the tower raises."""
+        for key, pixels in job.pixels.items():
+            match self._run_tower({key: pixels}, job.pruner.uses_cls_attention)[key]:
+                case Exception() as error:
+                    raise error
+                case image:
+                    job.images[key] = image
+            yield
+
     def prepare(self, job: Job) -> None:
         """Select and assemble; raises InvalidRequest where the prompt does not fit, or what the tower raised."""
         adapter, request = self._adapter, job.request
@@ -158,13 +206,25 @@ class Admission:
         text = None
         if images and request.pruning.prunes and job.pruner.uses_text:
             text = adapter.question_embeddings(guiding_text(request), request.pruning.recipe)
-        kept, reports = self._selector.select(request.pruning, job.pruner, images, text, request.selection_seed)
+        cosines = None
+        if self._clip is not None and job.text_in_clip is not None and len(job.text_in_clip):
+            cosines = partial(self._clip.cosines, text=job.text_in_clip)
+        policy = replace(request.pruning, method="none") if job.pruner.scales_pictures else request.pruning
+        kept, reports = self._selector.select(policy, job.pruner, images, text, request.selection_seed, cosines=cosines)
+        for number, scaling in enumerate(job.scalings):
+            if scaling is not None:
+                reports[number] = replace(
+                    reports[number], total=scaling.total, method=request.pruning.method, coverage=None
+                )
         job.seconds["selection"] = time.perf_counter() - started
+        order = adapter.chat.as_written(job.ids, request.images)
+        keys, images, kept = [job.keys[i] for i in order], [images[i] for i in order], [kept[i] for i in order]
         job.embeddings, job.positions = adapter.assemble(job.ids, images, kept)
-        job.read = _places(job.ids, adapter.chat.slots(job.ids), job.keys, images, kept)
+        job.read = _places(job.ids, adapter.chat.slots(job.ids), keys, images, kept)
         length = len(job.embeddings)
         cached = len(job.keys) - len(job.pixels)
-        ids = adapter.expanded(job.ids, [report.kept for report in reports])
+        counts = [image.layout.counts(places) for image, places in zip(images, kept, strict=True)]
+        ids = adapter.expanded(job.ids, list(chain.from_iterable(counts)))
         job.report = PromptReport(length, tuple(reports), job.seconds, cached_images=cached, token_ids=ids)
         job.token_limit = request.token_limit(length, adapter.context_length) if job.generates else 0
 
@@ -199,10 +259,13 @@ def _places(
     kept: Sequence[Tensor | None],
 ) -> Read:
     """What stands at each place of a prompt with these ids, in which images stand at `slots`."""
+    seen: list[Sequence[int]] = []
+    for key, image, places in zip(keys, images, kept, strict=True):
+        own = iter(places_of(key, range(image.layout.total) if places is None else places.tolist()))
+        seen += [list(islice(own, count)) for count in image.layout.counts(places)]
     read: list[int] = []
     start = 0
-    for slot, key, image, places in zip(slots, keys, images, kept, strict=True):
-        read += ids[start:slot]
-        read += places_of(key, range(image.layout.total) if places is None else places.tolist())
+    for slot, of_slot in zip(slots, seen, strict=True):
+        read += [*ids[start:slot], *of_slot]
         start = slot + 1
     return np.array([*read, *ids[start:]], np.int64)

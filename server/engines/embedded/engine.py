@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from covervlm.kernels import warm_up
+from covervlm.server.core.agreement import AnswerScores
 from covervlm.server.core.caller import Caller
 from covervlm.server.core.engine import EngineInfo, EngineStats
 from covervlm.server.core.errors import EngineOverloaded, EngineUnavailable, InvalidRequest
@@ -22,14 +23,18 @@ from covervlm.server.core.tasks import in_thread
 from covervlm.server.engines.detokenizer import PromptScores, vocabulary_of
 from covervlm.server.engines.embedded.admission import Event, Job
 from covervlm.server.engines.embedded.grammar import Grammars
+from covervlm.server.engines.embedded.int8_weights import quantize
 from covervlm.server.engines.embedded.mailbox import Mailbox
 from covervlm.server.engines.embedded.packed_weights import pack
 from covervlm.server.engines.embedded.prefix_cache import PrefixCache
-from covervlm.server.engines.embedded.worker import StepLimits, Worker, places
+from covervlm.server.engines.embedded.scoring import Scoring
+from covervlm.server.engines.embedded.step_limits import StepLimits
+from covervlm.server.engines.embedded.worker import Worker, places
 from covervlm.server.engines.faults import for_caller, is_out_of_memory
 from covervlm.server.engines.recommended import recommended
 from covervlm.server.models.base import Adapter
 from covervlm.server.models.checkpoint import Checkpoint, load_adapter
+from covervlm.server.selection.clip_relevance import ClipRelevance
 from covervlm.server.selection.feature_cache import FeatureCache
 from covervlm.server.selection.selector import methods_for
 
@@ -49,6 +54,8 @@ class TransformersEngineConfig:
     limits: what is done for newcomers between two decoding steps, None for what suits the device.
     threads: torch's threads, None for its default. preprocess_workers: threads that tokenise and resize images.
     methods: pruning methods that requests may name, all where it is empty.
+    quantization: "int8" rounds the language model's weights, which must be float32 on a CPU; "none" leaves them.
+    clip_path: the CLIP checkpoint of the model's tower, None where it is not there.
     """
 
     model_path: str
@@ -62,13 +69,15 @@ class TransformersEngineConfig:
     threads: int | None = None
     preprocess_workers: int = 2
     methods: tuple[str, ...] = ()
+    quantization: str = "none"
+    clip_path: str | None = None
 
 
 class TransformersEngine:
     """Engine over transformers' own model code; see `Worker` for how requests share the model."""
 
     def __init__(self, config: TransformersEngineConfig, load: Callable[[Checkpoint], Adapter] = load_adapter) -> None:
-        """load: where the adapter comes from, in a thread of its own; a model may have been made in memory."""
+        """load: makes the adapter, in a thread of its own; the model need not come from a folder."""
         self._config = config
         self._load = load
         self._cache = FeatureCache(config.feature_cache_bytes)
@@ -90,6 +99,11 @@ class TransformersEngine:
         config = self._config
         checkpoint = Checkpoint(config.model_path, config.device, config.dtype)
         self._adapter = adapter = await loop.run_in_executor(None, self._load, checkpoint)
+        if adapter.embeddings.weight.is_cuda:
+            # cuDNN plans its attention anew for every length of a prompt, which takes it 48 ms on an H200.
+            torch.backends.cuda.enable_cudnn_sdp(False)
+        if config.quantization == "int8":
+            await loop.run_in_executor(None, quantize, adapter)
         await loop.run_in_executor(None, pack, adapter)
         await loop.run_in_executor(None, _compile_kernels, adapter)
         self._grammars = grammars = await loop.run_in_executor(
@@ -102,6 +116,7 @@ class TransformersEngine:
             grammars,
             self._prefixes,
             max_running=config.max_running,
+            clip=None if config.clip_path is None else ClipRelevance(config.clip_path, adapter),
             limits=config.limits or StepLimits.for_device(adapter.embeddings.weight.device),
             on_end=functools.partial(_call_soon, loop, self._close_mailboxes),
         )
@@ -119,6 +134,16 @@ class TransformersEngine:
         if self._grammars is not None:
             self._grammars.close()
         self._worker = None
+
+    def abandon(self) -> None:
+        """As the process ends, without an event loop: wait for the step that is under way, and drop all answers.
+
+        A thread that is at work inside torch when the interpreter ends aborts the process.
+        """
+        self._stopping = True
+        if self._worker is not None:
+            self._worker.abandon()
+            self._worker.join(_LAST_STEP_SECONDS)
 
     @property
     def info(self) -> EngineInfo:
@@ -159,8 +184,11 @@ class TransformersEngine:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationChunk, None]:
         """Chunks of all choices as they are decoded; closing the iterator drops the request at the next step."""
         if request.sampling.n > (most := places(self._config.max_running, request.caller)):
-            message = f"n is {request.sampling.n}, but this server decodes {most} answers at once for one caller."
-            raise InvalidRequest(message, param="n")
+            n = request.sampling.n
+            message = (
+                f"n is {n}, but this server decodes {most} answers at once for one caller; ask for {most} at most."
+            )
+            raise InvalidRequest(message, param="n", code="invalid_value")
         unfinished = request.sampling.n
         mailbox = Mailbox(asyncio.get_running_loop())
         job = Job(request, mailbox.post, generates=True)
@@ -188,8 +216,22 @@ class TransformersEngine:
             await anext(events)
         return job
 
+    async def score(self, request: GenerationRequest, answer: Sequence[int]) -> AnswerScores:
+        """In the engine's thread alone: what nobody waits for keeps no thread from preprocessing."""
+        worker, adapter = self._serving()
+        costs = [adapter.cost(part) for part in request.images]
+        with request.caller.holding(sum(cost.kept for cost in costs) + max((cost.work for cost in costs), default=0)):
+            scoring = Scoring(request, answer)
+            worker.score(scoring)
+            return await asyncio.wrap_future(scoring.scores)
+
+    def expected(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._worker is None else self._worker.arriving()
+
     async def tokenize(self, request: GenerationRequest) -> PromptTokens:
         """The model is only asked where there are images."""
+        worker, _ = self._serving()
+        worker.admission.pruner(request.pruning)
         report = await self.prune(request) if request.images else None
 
         def tokens(adapter: Adapter) -> PromptTokens:
@@ -207,8 +249,9 @@ class TransformersEngine:
     async def _of_tokenizer(self, ask: Callable[[Adapter], Result], caller: Caller) -> Result:
         worker, adapter = self._serving()
         self._check_room(worker, caller)
-        async with self._turns.turn(caller.owner, leaves=int(caller.has_key)):
-            return await in_thread(self._pool, ask, adapter)
+        with worker.arriving():
+            async with self._turns.turn(caller.owner, leaves=int(caller.has_key)):
+                return await in_thread(self._pool, ask, adapter)
 
     def _serving(self) -> tuple[Worker, Adapter]:
         if self._worker is None or self._adapter is None or not self.ready:
@@ -218,22 +261,12 @@ class TransformersEngine:
     async def _events(self, job: Job, mailbox: Mailbox) -> AsyncGenerator[Event, None]:
         """Submit a job and yield what the worker emits for it; raises what it emits as an exception."""
         worker, adapter = self._serving()
-        request, caller = job.request, job.request.caller
-        self._check_room(worker, caller)
-        async with self._turns.turn(caller.owner, leaves=int(caller.has_key)):
-            costs = [worker.admission.cost(part) for part in request.images]
-            caller.hold(sum(cost.kept for cost in costs))
-            try:
-                # One image after another: only one takes more than what is kept of it.
-                with caller.holding(max((cost.work for cost in costs), default=0)):
-                    await in_thread(self._pool, worker.admission.open, job)
-            except Exception as error:
-                if is_out_of_memory(error):
-                    raise for_caller(error) from None
-                raise
-        self._open.add(mailbox)
+        self._check_room(worker, job.request.caller)
         try:
-            worker.submit(job)
+            with worker.arriving():
+                await self._opened(job, worker, adapter)
+                self._open.add(mailbox)
+                worker.submit(job)
             while True:
                 event = await mailbox.next()
                 if isinstance(event, GenerationChunk) and event.prompt is not None and job.scores is not None:
@@ -244,6 +277,21 @@ class TransformersEngine:
         finally:
             job.cancelled = True
             self._open.discard(mailbox)
+
+    async def _opened(self, job: Job, worker: Worker, adapter: Adapter) -> None:
+        """Once it is the owner's turn, have the job opened in a thread, and its memory counted."""
+        request, caller = job.request, job.request.caller
+        async with self._turns.turn(caller.owner, leaves=int(caller.has_key)):
+            costs = [adapter.cost(part) for part in request.images]
+            caller.hold(sum(cost.kept for cost in costs))
+            try:
+                # One image after another: only one takes more than what is kept of it.
+                with caller.holding(max((cost.work for cost in costs), default=0)):
+                    await in_thread(self._pool, worker.admission.open, job)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise for_caller(error) from None
+                raise
 
     def _check_room(self, worker: Worker, caller: Caller) -> None:
         limit, waiting = self._config.max_waiting, worker.waiting + len(self._turns)
@@ -282,7 +330,7 @@ def _info(adapter: Adapter, methods: Sequence[str]) -> EngineInfo:
         vision_tokens=architecture.vision_tokens,
         dtype=str(weight.dtype).removeprefix("torch."),
         device=str(weight.device),
-        methods=methods_for(architecture.has_cls_token, methods),
+        methods=methods_for(architecture.has_cls_token, methods, scales=architecture.free_resolution),
         sampling=recommended(adapter.model.generation_config.to_diff_dict()),
         tool_format=adapter.chat.template.tool_format,
     )

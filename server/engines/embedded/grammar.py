@@ -12,7 +12,7 @@ from cachetools import LRUCache
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, grammar_from
 from torch import Tensor
 
-from covervlm.server.core.grammar import Grammar
+from covervlm.server.core.grammar import BLANKS, Grammar
 from covervlm.server.engines.detokenizer import Vocabulary
 
 COMPILE_SECONDS = 2.0
@@ -24,9 +24,6 @@ They take some 150 bytes for each character of a schema.
 
 _LIMITS = LLParserLimits(max_items_in_row=10_000, verbose_errors=False)
 _MARK = "\x02"
-_BLANKS = r" |\n {0,24}|\n\t{0,6}"
-"""Between parts of JSON: a space, or an indented new line. An unsure model could write blanks without end."""
-
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
 _OF_BYTE = np.where(_BITS, 0, -np.inf).astype(np.float32)
 """(256, 8): what a byte of eight tokens' bits adds to their logits. torch's masked_fill takes 15 times as long."""
@@ -120,7 +117,7 @@ class Grammars:
 def _source(grammar: Grammar) -> str:
     """The grammar in llguidance's own terms."""
     if grammar.kind == "json":
-        options: Any = {"whitespace_pattern": _BLANKS, "lenient": grammar.lenient, "coerce_one_of": grammar.lenient}
+        options: Any = {"whitespace_pattern": BLANKS, "lenient": grammar.lenient, "coerce_one_of": grammar.lenient}
         return LLMatcher.grammar_from_json_schema(grammar.text, overrides=options)
     return grammar_from("grammar" if grammar.kind == "tools" else grammar.kind, grammar.text)
 

@@ -1,8 +1,4 @@
-"""The language model's forward passes: prefill of new prompts, and one decoding step of the running batch.
-
-Keys and values of the batch are aligned at their right end: a row of length L occupies the last L columns, and the
-columns to its left are masked. Positions are explicit, so where a row stands changes nothing in its numbers.
-"""
+"""The language model's forward passes: prefill of new prompts, and one decoding step of the running batch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,13 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache
 
 from covervlm.server.engines.detokenizer import PromptScores
+from covervlm.server.engines.embedded.kv_batch import KVBatch
+from covervlm.server.engines.embedded.kv_slots import KVSlots
 from covervlm.server.engines.embedded.prefix_cache import Layers, Prefix
+from covervlm.server.engines.embedded.step_graphs import StepGraphs
+from covervlm.server.engines.embedded.stepping import Rows
 from covervlm.server.models.base import Adapter
 
-_SPARE_COLUMNS = 64
 _LOGITS = 2**24
 """Logits of prompt tokens that are held at a time."""
 
@@ -26,7 +25,7 @@ class ModelRunner:
 
     def __init__(self, adapter: Adapter) -> None:
         self._adapter = adapter
-        self._batch = KVBatch()
+        self._batch = self._empty_batch()
 
     def prefill(
         self, prompts: Sequence[tuple[Tensor, Tensor]], repeats: Sequence[int], prefix: Prefix | None = None
@@ -34,7 +33,7 @@ class ModelRunner:
         """Read prompts together and add prompt i to the batch repeats[i] times.
 
         prompts: embeddings (T, d) and positions (axes, T) of each. They are padded on the right, where a causal model
-        never looks. prefix: what the only prompt goes on behind, which was read before. Returns the logits after each,
+        never looks. prefix: what was read before, which the only prompt continues. Returns the logits after each,
         (len(prompts), V) float32, and the hidden states (T, d) of each, which `scores` reads.
         """
         lengths = [len(embeddings) for embeddings, _ in prompts]
@@ -60,6 +59,22 @@ class ModelRunner:
         )
         return logits, [row[:length] for row, length in zip(hidden, lengths, strict=True)]
 
+    def read_on(self, cache: Cache, embeddings: Tensor, positions: Tensor) -> Tensor:
+        """Read the next T tokens of a text that stands apart from the batch, and add them to its cache.
+
+        embeddings (T, d), positions (axes, T). Returns their hidden states (T, d), computed when this returns.
+        """
+        width = cache.get_seq_length() + len(embeddings)
+        hidden = self._adapter.language_model(
+            inputs_embeds=embeddings[None],
+            position_ids=self._squeezed(positions[:, None]),
+            attention_mask=torch.ones(1, width, dtype=torch.long, device=embeddings.device),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[0]
+        hidden[-1, 0].item()  # waits for a GPU, whose queue would otherwise hold many pieces before a newcomer's
+        return hidden
+
     def scores(self, hidden: Tensor, ids: Sequence[int], top: int) -> PromptScores:
         """How likely the model finds a prompt's tokens, given hidden states (T, d) and its T ids.
 
@@ -80,13 +95,14 @@ class ModelRunner:
 
     def decode(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
         """Feed every row of the batch its last token at its position; logits (rows, V) float32."""
-        device = self._adapter.embeddings.weight.device
-        column = torch.tensor(positions, device=device)[:, None]
+        return self._batch.decode(tokens, positions)
+
+    def _step(self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: Cache) -> Tensor:
         hidden = self._adapter.language_model(
-            inputs_embeds=self._adapter.embeddings(torch.tensor(tokens, device=device)[:, None]),
-            position_ids=self._squeezed(column.expand(self._adapter.position_axes, -1, -1)),
-            attention_mask=self._batch.step_mask(),
-            past_key_values=self._batch.cache,
+            inputs_embeds=self._adapter.embeddings(tokens[:, None]),
+            position_ids=self._squeezed(positions[:, None].expand(self._adapter.position_axes, -1, -1)),
+            attention_mask=mask,
+            past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
         return self._logits(hidden[:, -1])
@@ -114,7 +130,13 @@ class ModelRunner:
 
     def reset(self) -> None:
         """Forget the batch, whatever state a failed pass has left it in."""
-        self._batch = KVBatch()
+        self._batch = self._empty_batch()
+
+    def _empty_batch(self) -> Rows:
+        device = self._adapter.embeddings.weight.device
+        if device.type == "cuda" and reads_everything(self._adapter.language_model.config):
+            return KVSlots(self._step, StepGraphs(), torch.cuda.get_device_properties(device).total_memory // 8)
+        return KVBatch(self._step)
 
     def _squeezed(self, positions: Tensor) -> Tensor:
         """(axes, B, T) as models take it: without the first dimension where there is one axis."""
@@ -134,130 +156,8 @@ def _padded_positions(positions: Tensor, length: int) -> Tensor:
     return torch.cat([positions, positions[:, -1:] + beyond], dim=1)
 
 
-class GrowingLayer(DynamicLayer):
-    """One layer's keys and values in a buffer with spare columns, so that a step writes one column and copies none."""
-
-    def __init__(self, keys: Tensor, values: Tensor, width: int) -> None:
-        """keys, values: (B, H, width and more, D), of which the first `width` columns are filled in."""
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        self.width = width
-        self.keys: Tensor = keys
-        self.values: Tensor = values
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        end = self.width + key_states.shape[-2]
-        if end > self.keys.shape[-2]:
-            self.keys, self.values = _longer(self.keys, self.width), _longer(self.values, self.width)
-        self.keys[..., self.width : end, :] = key_states
-        self.values[..., self.width : end, :] = value_states
-        self.width = end
-        return self.keys[..., :end, :], self.values[..., :end, :]
-
-    def get_seq_length(self, *args: object) -> int:
-        return self.width
-
-    def live(self) -> tuple[Tensor, Tensor]:
-        """Views (B, H, width, D) of what is filled in."""
-        return self.keys[..., : self.width, :], self.values[..., : self.width, :]
-
-
-class KVBatch:
-    """The cache of all running rows and how many of its columns each row uses."""
-
-    def __init__(self) -> None:
-        self.lengths: list[int] = []
-        self._layers: list[GrowingLayer] = []
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    @property
-    def width(self) -> int:
-        """Columns filled in, which is the length of the longest row."""
-        return self._layers[0].width if self._layers else 0
-
-    @property
-    def cache(self) -> Cache:
-        """The rows as transformers' models take them: a forward pass adds its columns to this batch."""
-        return Cache(layers=[*self._layers])
-
-    def join(self, prefilled: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int], repeats: Sequence[int]) -> None:
-        """Add the rows of a right-padded prefill, row i `repeats[i]` times, each with its first lengths[i] columns.
-
-        prefilled: keys and values (B, H, T, D) of every layer.
-        """
-        sources = [row for row, count in enumerate(repeats) for _ in range(count)]
-        if not sources:
-            return
-        joined = [lengths[row] for row in sources]
-        width = max([self.width, *joined])
-        running: list[tuple[Tensor | None, Tensor | None]] = [layer.live() for layer in self._layers]
-        running = running or [(None, None)] * len(prefilled)
-        self._layers = [
-            GrowingLayer(
-                _aligned(old_keys, keys, sources, joined, width),
-                _aligned(old_values, values, sources, joined, width),
-                width,
-            )
-            for (old_keys, old_values), (keys, values) in zip(running, prefilled, strict=True)
-        ]
-        self.lengths += joined
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Drop all rows but these, and the columns that no remaining row uses."""
-        self.lengths = [self.lengths[row] for row in rows]
-        width = max(self.lengths, default=0)
-        unused = self.width - width
-        live = [layer.live() for layer in self._layers] if rows else []
-        self._layers = [
-            GrowingLayer(_chosen(keys[:, :, unused:], rows), _chosen(values[:, :, unused:], rows), width)
-            for keys, values in live
-        ]
-
-    def row(self, row: int) -> Layers:
-        """A copy of the columns that a row uses."""
-        start = self.width - self.lengths[row]
-        live = [layer.live() for layer in self._layers]
-        return [
-            (keys[row : row + 1, :, start:].clone(), values[row : row + 1, :, start:].clone()) for keys, values in live
-        ]
-
-    def step_mask(self) -> Tensor:
-        """Attention mask (B, width + 1) for the next step, its own column included; counts that column as used."""
-        self.lengths = [length + 1 for length in self.lengths]
-        device = self._layers[0].live()[0].device
-        lengths = torch.tensor(self.lengths, device=device)
-        columns = torch.arange(self.width, -1, -1, device=device)
-        return (columns[None] < lengths[:, None]).long()
-
-
-def _spacious(like: Tensor, rows: int, width: int) -> Tensor:
-    """Zeros for rows of `width` columns and spare ones beyond: no garbage, since a masked NaN still poisons a sum."""
-    # Half as much again keeps the copying per token constant.
-    return like.new_zeros(rows, like.shape[1], width + max(_SPARE_COLUMNS, width // 2), like.shape[3])
-
-
-def _longer(full: Tensor, width: int) -> Tensor:
-    out = _spacious(full, full.shape[0], width)
-    out[..., :width, :] = full[..., :width, :]
-    return out
-
-
-def _chosen(side: Tensor, rows: Sequence[int]) -> Tensor:
-    out = _spacious(side, len(rows), side.shape[2])
-    for place, row in enumerate(rows):
-        out[place, :, : side.shape[2]] = side[row]
-    return out
-
-
-def _aligned(old: Tensor | None, new: Tensor, sources: Sequence[int], lengths: Sequence[int], width: int) -> Tensor:
-    rows = 0 if old is None else old.shape[0]
-    out = _spacious(new, rows + len(sources), width)
-    if old is not None:
-        out[:rows, :, width - old.shape[2] : width] = old
-    for row, (source, length) in enumerate(zip(sources, lengths, strict=True)):
-        out[rows + row, :, width - length : width] = new[source, :, :length]
-    return out
+def reads_everything(config: Any) -> bool:
+    """Whether all layers read every column by torch's own attention: then a mask of the rows' lengths says it all."""
+    windows = getattr(config, "sliding_window", None) is not None
+    layers = getattr(config, "layer_types", None) or ["sliding_attention" if windows else "full_attention"]
+    return config._attn_implementation == "sdpa" and set(layers) == {"full_attention"}

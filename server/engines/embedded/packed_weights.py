@@ -26,8 +26,8 @@ class PackedLinear(nn.Module):
 def pack(adapter: Adapter) -> int:
     """Pack the language model's linear layers with enough weights; returns how many they are.
 
-    Each takes the place of its layer, so that there is never more than one matrix twice. Tied embeddings stay as they
-    are, since the model reads their rows too, and so does everything that is not float32 on a CPU with oneDNN.
+    Each takes the place of its layer, so that only one matrix at a time is in memory twice. Tied embeddings stay as
+    they are, since the model reads their rows too, and so does everything that is not float32 on a CPU with oneDNN.
     """
     packed = 0
     if not torch.backends.mkldnn.is_available():

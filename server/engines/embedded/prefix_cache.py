@@ -14,7 +14,7 @@ _MOST = 256
 Read = NDArray[np.int64]
 """What stands at each place of a prompt (T,): a token's id, or below 0 a number of an image and a place in it.
 
-What is equal in all places up to one is equal in its keys and values there.
+Where two prompts are equal up to a place, so are their keys and values.
 """
 Layers = Sequence[tuple[Tensor, Tensor]]
 """Keys and values (1, H, T, D) of every layer."""

@@ -75,7 +75,7 @@ class RunningAnswer:
         sampling = self._sampling
         ended = token in self._end_ids
         shown = not ended or sampling.include_stop_str_in_output
-        logprob = token_logprob(logits, token, sampling.top_logprobs, self._tokenizer) if sampling.logprobs else None
+        logprob = token_logprob(logits, token, sampling, self._tokenizer) if sampling.logprobs else None
         text = self._detokenizer.feed(token, logprob) if shown else ""
         if self.constraint is not None and not ended:
             self.constraint.take(token)

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import starmap
 from typing import Any
 
 import torch
@@ -61,6 +62,17 @@ class Bias(LogitsProcessor):
         return scores.index_add(1, self.tokens.to(scores.device), self.values[None].to(scores.device))
 
 
+class Allowed(LogitsProcessor):
+    """vLLM's allowed_token_ids: rules out every other token."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self.tokens = torch.tensor(tokens, dtype=torch.long)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        tokens = self.tokens.to(scores.device)
+        return torch.full_like(scores, -torch.inf).index_copy_(1, tokens, scores[:, tokens])
+
+
 class Sampler:
     """How the tokens of one choice of one request are chosen, whatever else is in the batch.
 
@@ -95,13 +107,14 @@ class Sampler:
         scores = self._processors(ids, logits[None])[0]
         if scores.max() == -torch.inf:
             raise EngineError(
-                "No token is left to continue the answer with; change bad_words, logit_bias, min_tokens or the grammar."
+                "No token is left to continue the answer with; change allowed_token_ids, bad_words, logit_bias, "
+                "min_tokens or the grammar."
             )
         return scores
 
-    def uniform(self) -> float:
-        """The next of this choice's random numbers, in [0, 1)."""
-        return float(torch.rand((), generator=self._generator, dtype=torch.float64))
+    def number(self) -> int:
+        """The next of this choice's random numbers, of 31 bits."""
+        return int(torch.empty((), dtype=torch.int).random_(generator=self._generator))
 
     def remember(self, token: int) -> None:
         """What was chosen counts for the next token."""
@@ -145,7 +158,7 @@ def _drawn(samplers: Sequence[Sampler], scores: Tensor) -> list[int]:
         top_k=column((min(one.top_k, size) if one.top_k > 0 else size for one in params), torch.long),
         top_p=column(one.top_p for one in params),
     )
-    return draw(scores, truncation, column(sampler.uniform() for sampler in samplers)).tolist()
+    return draw(scores, truncation, column((sampler.number() for sampler in samplers), torch.int)).tolist()
 
 
 def _processors(
@@ -153,6 +166,8 @@ def _processors(
 ) -> LogitsProcessorList:
     """Bans and biases first, then penalties, as vLLM orders them."""
     chain = LogitsProcessorList()
+    if params.allowed_token_ids:
+        chain.append(Allowed(params.allowed_token_ids))
     if banned:
         chain.append(Bans(prompt_length, banned))
     if params.min_tokens and end_ids:
@@ -175,10 +190,20 @@ def bad_words(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[
     return [list(sequence) for sequence in dict.fromkeys(map(tuple, spelt)) if sequence]
 
 
-def token_logprob(logits: Tensor, token: int, top: int, tokenizer: PreTrainedTokenizerBase) -> TokenLogprob:
-    """Log probabilities under the model and the grammar, before penalties and temperature, as vLLM reports them."""
+def token_logprob(
+    logits: Tensor, token: int, params: SamplingParams, tokenizer: PreTrainedTokenizerBase
+) -> TokenLogprob:
+    """Log probabilities under the model and the grammar, before penalties and temperature, as vLLM reports them.
+
+    Beside the token's own, those of the likeliest `top_logprobs`, or of `logprob_token_ids` and the token.
+    """
     logprobs = logits.log_softmax(-1)
     vocabulary = vocabulary_of(tokenizer)
-    best = logprobs.topk(min(top, len(logprobs))).indices.tolist() if top else []
-    alternatives = tuple(vocabulary.entry(index, float(logprobs[index])) for index in best)
+    if params.logprob_token_ids:
+        told = torch.tensor(sorted({token, *params.logprob_token_ids}), device=logprobs.device)
+        order = logprobs[told].argsort(descending=True, stable=True)
+        best = told[order]
+    else:
+        best = logprobs.topk(min(params.top_logprobs, len(logprobs))).indices
+    alternatives = tuple(starmap(vocabulary.entry, zip(best.tolist(), logprobs[best].tolist(), strict=True)))
     return vocabulary.entry(token, float(logprobs[token]), alternatives)

@@ -5,10 +5,10 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from typing import Self
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -23,27 +23,14 @@ from covervlm.server.engines.embedded.model_runner import ModelRunner
 from covervlm.server.engines.embedded.prefix_cache import PrefixCache
 from covervlm.server.engines.embedded.running_answer import RunningAnswer
 from covervlm.server.engines.embedded.sampling import choose
+from covervlm.server.engines.embedded.scoring import Scorer, Scoring, Scorings
+from covervlm.server.engines.embedded.step_limits import StepLimits
 from covervlm.server.engines.faults import casts_doubt, for_caller
 from covervlm.server.models.base import Adapter
-from covervlm.server.selection.feature_cache import FeatureCache
+from covervlm.server.selection.clip_relevance import ClipRelevance
+from covervlm.server.selection.feature_cache import FeatureCache, UntouchedCache
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class StepLimits:
-    """What is done for newcomers between two decoding steps: images encoded, and prompt tokens read.
-
-    One image, and one prompt, may always be more. Larger batches keep a GPU busy. A CPU is as busy with two images or a
-    thousand tokens, so there they would only let the first of them, and all running answers, wait for the last.
-    """
-
-    images: int
-    prompt_tokens: int
-
-    @classmethod
-    def for_device(cls, device: torch.device) -> Self:
-        return cls(images=2, prompt_tokens=1024) if device.type == "cpu" else cls(images=8, prompt_tokens=4096)
 
 
 def places(max_running: int, caller: Caller) -> int:
@@ -62,6 +49,8 @@ class Worker(threading.Thread):
     A request that fails takes only itself along, a failing decoding step the answers that were running. After a failure
     that no request explains, the model is probed; if it does not answer, the thread ends. `on_end` is called as its
     last act, whatever ended it.
+
+    Answers are scored while nothing else is there to do, `arriving` requests included; draining does not wait for that.
     """
 
     def __init__(
@@ -73,14 +62,20 @@ class Worker(threading.Thread):
         *,
         max_running: int,
         limits: StepLimits,
+        clip: ClipRelevance | None = None,
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(name="covervlm-engine", daemon=True)
         self._adapter = adapter
-        self.admission = Admission(adapter, cache, grammars)
+        self.admission = Admission(adapter, cache, grammars, clip)
         self._prefixes = prefixes
         self._masks = Masks(adapter.vocabulary_size, adapter.eos_ids)
-        self._runner = ModelRunner(adapter)
+        self._runner = runner = ModelRunner(adapter)
+        untouched = Admission(adapter, UntouchedCache(cache), grammars, clip)
+        self._scorings = Scorings(Scorer(adapter, untouched, runner, limits.piece).steps)
+        # A GPU's memory is short, and all of it is for those who wait.
+        self._keeps_scoring = adapter.embeddings.weight.device.type == "cpu"
+        self._arriving = 0
         self._max_running = max_running
         self._limits = limits
         self._on_end = on_end
@@ -88,7 +83,7 @@ class Worker(threading.Thread):
         self._prepared: list[Job] = []
         self._answers: list[RunningAnswer] = []
         self._wake = threading.Condition()
-        self._draining = False
+        self._draining = self._abandoned = False
         self._in_doubt = False
 
     @property
@@ -112,27 +107,63 @@ class Worker(threading.Thread):
             self._waiting.push(job.request.caller.owner, job)
             self._wake.notify()
 
+    @contextmanager
+    def arriving(self) -> Iterator[None]:
+        """A request is on its way: nothing is scored while this context is open."""
+        with self._wake:
+            self._arriving += 1
+        try:
+            yield
+        finally:
+            with self._wake:
+                self._arriving -= 1
+                self._wake.notify()
+
+    def score(self, scoring: Scoring) -> None:
+        """Queue an answer to score. Raises EngineUnavailable."""
+        with self._wake:
+            if self._draining:
+                raise EngineUnavailable("The server is shutting down; send the request to another replica.")
+            self._scorings.add(scoring)
+            self._wake.notify()
+
     def drain(self) -> None:
         """Finish what is queued and running, then end the thread."""
         with self._wake:
             self._draining = True
             self._wake.notify()
 
+    def abandon(self) -> None:
+        """End the thread after its present step, whatever is queued and running."""
+        with self._wake:
+            self._draining = self._abandoned = True
+            self._wake.notify()
+
     @torch.inference_mode()
     def run(self) -> None:
         try:
             while self._await_work():
-                self._step()
+                if self._has_work():
+                    self._step()
+                else:
+                    self._score_on()
+                if self._in_doubt:
+                    self._in_doubt = False
+                    self._runner.probe()
         except BaseException:
             log.critical("the engine has ended; the server is not ready any more and needs a restart", exc_info=True)
         finally:
             self._masks.close()
             with self._wake:
                 self._draining = True
-            self._on_end()
+            self._scorings.close()
+            if not self._abandoned:
+                self._on_end()
 
     def _step(self) -> None:
         try:
+            if not self._keeps_scoring:
+                self._scorings.begin_anew()
             self._drop_dead()
             self._admit()
             self._prefill()
@@ -140,15 +171,21 @@ class Worker(threading.Thread):
         except Exception as error:
             log.exception("engine step failed; the running requests are lost, the engine goes on")
             self._abandon_running(error)
-        if self._in_doubt:
-            self._in_doubt = False
-            self._runner.probe()
+
+    def _score_on(self) -> None:
+        error = self._scorings.step()
+        if error is not None and not isinstance(error, EngineError):
+            log.warning("an answer could not be scored", exc_info=error)
+            self._in_doubt |= casts_doubt(error)
 
     def _await_work(self) -> bool:
         """Block until there is something to do; False once drained."""
         with self._wake:
-            self._wake.wait_for(lambda: self._has_work() or self._draining)
-            return self._has_work()
+            self._wake.wait_for(lambda: self._has_work() or self._draining or self._may_score())
+            return not self._abandoned and (self._has_work() or self._may_score())
+
+    def _may_score(self) -> bool:
+        return bool(self._scorings) and not self._arriving and not self._draining
 
     def _has_work(self) -> bool:
         return bool(self._waiting or self._prepared or self._answers)
@@ -220,8 +257,7 @@ class Worker(threading.Thread):
     def _take(self) -> list[Job]:
         """Waiting jobs, their owners in turn, that the batch has room for and whose images one step may encode."""
         jobs: list[Job] = []
-        room = self._max_running - len(self._answers)
-        images = 0
+        room, images = self._max_running - len(self._answers), 0
         taken: Counter[Hashable] = Counter(answer.job.request.caller.owner for answer in self._answers)
 
         def has_place(owner: Hashable) -> bool:
@@ -342,9 +378,9 @@ class Worker(threading.Thread):
     def _advance(self, answers: Sequence[RunningAnswer], barriers: "Future[Tensor] | None", logits: Tensor) -> None:
         """Choose every answer's next token by its row of logits; one that fails takes only its own request with it."""
         if barriers is not None:
-            rows = (row for row, answer in enumerate(answers) if answer.constraint is not None)
-            for row, barrier in zip(rows, barriers.result(), strict=True):
-                logits[row].add_(barrier.to(logits.device))
+            rows = [row for row, answer in enumerate(answers) if answer.constraint is not None]
+            held = torch.tensor(rows, device=logits.device)
+            logits.index_add_(0, held, barriers.result().to(logits.device))
         argmaxes = logits.argmax(-1)
         highest = logits.gather(-1, argmaxes[:, None])[:, 0].tolist()
         samplers = {

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, Sequence
-from dataclasses import fields
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from dataclasses import fields, replace
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -16,6 +16,7 @@ from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from covervlm.server.core.agreement import AnswerScores
 from covervlm.server.core.caller import Caller
 from covervlm.server.core.engine import EngineInfo, EngineStats
 from covervlm.server.core.errors import EngineError, EngineOverloaded, EngineUnavailable, InvalidRequest
@@ -30,7 +31,7 @@ from covervlm.server.core.generation import (
 from covervlm.server.engines.recommended import recommended
 from covervlm.server.engines.vllm.figures import Figures, vllm_metrics
 from covervlm.server.engines.vllm.options import VllmEngineConfig, engine_args
-from covervlm.server.engines.vllm.outputs import Chunks, sampling_params
+from covervlm.server.engines.vllm.outputs import Chunks, answer_scores, sampling_params
 from covervlm.server.engines.vllm.plugin.model import PruningModel
 from covervlm.server.engines.vllm.plugin.processor import PruningProcessor
 from covervlm.server.engines.vllm.prompts import Prompts, Rendered
@@ -41,10 +42,11 @@ __all__ = ["VllmEngine", "VllmEngineConfig"]
 
 
 _SAMPLING = frozenset(field.name for field in fields(SamplingParams))
+_SCORING = SamplingParams(prompt_logprobs=1)
 
 
 class VllmEngine(Collector):
-    """Engine over vLLM. Coverage budgets and videos are refused; vLLM's own metrics are what it collects."""
+    """Engine over vLLM. Coverage budgets are refused; vLLM's own metrics are what it collects."""
 
     def __init__(self, config: VllmEngineConfig) -> None:
         """Raises SettingsError for options that vLLM does not take."""
@@ -56,8 +58,10 @@ class VllmEngine(Collector):
         self._figures: Figures | None = None
         self._numbers = itertools.count()
         self._unfinished: Counter[str] = Counter()
+        self._expected = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._arrival = asyncio.Event()
         self._stopping = False
 
     # Start and end.
@@ -148,10 +152,58 @@ class VllmEngine(Collector):
                     return await prompts.report(request, rendered, output, asked_for=True)
         raise EngineError("The engine ended before it had encoded the images; send the request again.")
 
+    async def score(self, request: GenerationRequest, answer: Sequence[int]) -> AnswerScores:
+        """vLLM cannot pause a request: what a newcomer interrupts is aborted, and begins anew when all is quiet."""
+        while True:
+            await self._idle.wait()
+            if not self.ready:
+                raise EngineUnavailable("The model is not being served right now.")
+            self._arrival.clear()
+            scoring = asyncio.ensure_future(self._scores(request, answer))
+            arrival = asyncio.ensure_future(self._arrival.wait())
+            try:
+                await asyncio.wait((scoring, arrival), return_when=asyncio.FIRST_COMPLETED)
+                if scoring.done():
+                    return scoring.result()
+            finally:
+                scoring.cancel()
+                arrival.cancel()
+                await asyncio.gather(scoring, arrival, return_exceptions=True)
+
+    @contextlib.contextmanager
+    def expected(self) -> Iterator[None]:
+        self._expected += 1
+        self._idle.clear()
+        self._arrival.set()
+        try:
+            yield
+        finally:
+            self._expected -= 1
+            self._check_idle()
+
+    def _check_idle(self) -> None:
+        if not self._unfinished and not self._expected:
+            self._idle.set()
+
+    async def _scores(self, request: GenerationRequest, answer: Sequence[int]) -> AnswerScores:
+        _, prompts = self._loaded()
+        try:
+            with request.caller.part() as caller:
+                asked = replace(request, sampling=_SCORING, caller=caller)
+                rendered = await prompts.render(asked, answer)
+                async with contextlib.aclosing(self._outputs(asked, rendered, 1)) as outputs:
+                    async for output in outputs:
+                        if output.prompt_logprobs is not None:
+                            return answer_scores(answer, output.prompt_logprobs[-len(answer) :])
+        except EngineDeadError:
+            raise EngineUnavailable("The engine has failed; the server needs a restart.") from None
+        raise EngineError("The engine ended before it had read the answer.")
+
     async def tokenize(self, request: GenerationRequest) -> PromptTokens:
         """Images are resized, since a prompt's length depends on their sizes, but not looked at."""
         async with self._admitted(request.caller):
             _, prompts = self._loaded()
+            prompts.check(request)
             if request.images:
                 ids = tuple((await prompts.render(request)).engine_input["prompt_token_ids"])
             else:
@@ -168,7 +220,8 @@ class VllmEngine(Collector):
     ) -> AsyncGenerator[RequestOutput, None]:
         llm, _ = self._loaded()
         name = f"{request.request_id}-{next(self._numbers)}"
-        stream = llm.generate(rendered.engine_input, sampling_params(request.sampling, limit), name)
+        added = llm.renderer.get_tokenizer().get_added_vocab() if request.sampling.grammar else ()
+        stream = llm.generate(rendered.engine_input, sampling_params(request.sampling, limit, added), name)
         try:
             async with contextlib.aclosing(stream):
                 async for output in stream:
@@ -189,6 +242,7 @@ class VllmEngine(Collector):
         self._check_room(caller)
         self._unfinished[owner] += 1
         self._idle.clear()
+        self._arrival.set()
         try:
             yield
         except EngineDeadError:
@@ -199,8 +253,7 @@ class VllmEngine(Collector):
             self._unfinished[owner] -= 1
             if not self._unfinished[owner]:
                 del self._unfinished[owner]
-            if not self._unfinished:
-                self._idle.set()
+            self._check_idle()
 
     def _check_room(self, caller: Caller) -> None:
         """vLLM serves its queue in the order of arrival, so one owner's share of the queue is limited here."""

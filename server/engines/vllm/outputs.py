@@ -1,7 +1,8 @@
 """Translates sampling parameters for vLLM, and vLLM's outputs into chunks."""
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from vllm import SamplingParams as VllmSamplingParams
@@ -9,34 +10,74 @@ from vllm.logprobs import Logprob
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
+from covervlm.server.core.agreement import AnswerScores
 from covervlm.server.core.errors import EngineError
 from covervlm.server.core.generation import FinishReason, GenerationChunk, SamplingParams, TokenLogprob
-from covervlm.server.core.grammar import Grammar
+from covervlm.server.core.grammar import BLANKS, Grammar
 from covervlm.server.engines.detokenizer import Detokenizer, vocabulary_of
 
 _REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
-def sampling_params(params: SamplingParams, limit: int) -> VllmSamplingParams:
-    """limit: the most tokens to generate. Our parameters have vLLM's names, except for the count of alternatives."""
-    named = {name: value for name, value in vars(params).items() if name not in ("top_logprobs", "grammar")}
+def sampling_params(params: SamplingParams, limit: int, added: Collection[str] = ()) -> VllmSamplingParams:
+    """limit: the most tokens to generate. added: the tokenizer's added tokens.
+
+    Our parameters have vLLM's names, except for the count of alternatives.
+    """
+    named = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in vars(params).items()
+        if name not in ("top_logprobs", "grammar")
+    }
     named["max_tokens"] = limit
     named["min_tokens"] = min(params.min_tokens, limit)
-    for name in ("stop", "stop_token_ids", "bad_words"):
-        named[name] = list(named[name])
     named["logit_bias"] = dict(params.logit_bias) or None
-    named["logprobs"] = params.top_logprobs if params.logprobs else None
-    named["structured_outputs"] = None if params.grammar is None else _structured_outputs(params.grammar)
+    named["allowed_token_ids"] = list(params.allowed_token_ids) or None
+    # vLLM takes one of the two.
+    chosen = list(params.logprob_token_ids) if params.logprobs else []
+    named["logprob_token_ids"] = chosen or None
+    named["logprobs"] = params.top_logprobs if params.logprobs and not chosen else None
+    named["structured_outputs"] = None if params.grammar is None else _structured_outputs(params.grammar, added)
     return VllmSamplingParams(**named, detokenize=bool(params.stop), output_kind=RequestOutputKind.DELTA)
 
 
-def _structured_outputs(grammar: Grammar) -> StructuredOutputsParams:
+def _structured_outputs(grammar: Grammar, added: Collection[str]) -> StructuredOutputsParams:
     if grammar.kind == "choice":
         return StructuredOutputsParams(choice=json.loads(grammar.text))
-    if grammar.kind == "json" and grammar.lenient:
-        schema = json.loads(grammar.text) | {"x-guidance": {"lenient": True, "coerce_one_of": True}}
+    if grammar.kind == "json":
+        options = {"whitespace_pattern": BLANKS, "lenient": grammar.lenient, "coerce_one_of": grammar.lenient}
+        schema = json.loads(grammar.text) | {"x-guidance": options}
         return StructuredOutputsParams(json=json.dumps(schema))
-    return StructuredOutputsParams(**{"grammar" if grammar.kind == "tools" else grammar.kind: grammar.text})
+    if grammar.kind == "tools":
+        return StructuredOutputsParams(grammar=_with_tags(grammar.text, added))
+    return StructuredOutputsParams(**{grammar.kind: grammar.text})
+
+
+def _with_tags(text: str, added: Collection[str]) -> str:
+    """The grammar of calls with added tokens such as <tool_call> as tokens, between the text around them.
+
+    vLLM's llguidance takes every added token that looks like a tag for a special one, and then allows it where it would
+    be the text's beginning, but fails when it comes.
+    """
+    tags = [token for token in added if re.fullmatch(r"<[^<>\s]+>", token)]
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if line.startswith("calls: "):
+            for tag in tags:
+                line = line.replace(tag, f'" {tag} "')
+            lines[number] = line.replace('"" ', "").replace(' ""', "")
+    return "\n".join(lines)
+
+
+def answer_scores(answer: Sequence[int], positions: Sequence[dict[int, Logprob] | None]) -> AnswerScores:
+    """Of an answer that stood at the end of a prompt. positions: vLLM's entries of each of its tokens by token id."""
+    entries = [position for position in positions if position is not None]
+    likeliest = [max(entry, key=lambda token: entry[token].logprob) for entry in entries]
+    return AnswerScores(
+        [float(entry[token].logprob) for token, entry in zip(answer, entries, strict=True)],
+        likeliest,
+        [float(entry[token].logprob) for token, entry in zip(likeliest, entries, strict=True)],
+    )
 
 
 class Chunks:
@@ -93,6 +134,8 @@ class Chunks:
 
     def _logprob(self, token: int, step: dict[int, Logprob]) -> TokenLogprob:
         """step: vLLM's entries of one position by token id, the chosen one among them."""
-        best = sorted(step, key=lambda index: -step[index].logprob)[: self._params.top_logprobs]
+        best = sorted(step, key=lambda index: -step[index].logprob)
+        if not self._params.logprob_token_ids:
+            best = best[: self._params.top_logprobs]
         top = tuple(self._vocabulary.entry(index, float(step[index].logprob)) for index in best)
         return self._vocabulary.entry(token, float(step[token].logprob), top)

@@ -1,6 +1,7 @@
 """Requests into vLLM's terms, off the event loop, and what became of their prompts into reports."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,20 +14,30 @@ from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from covervlm.server.core.errors import InvalidRequest
-from covervlm.server.core.generation import GenerationRequest, ImagePart, ImageReport, PromptReport, TokenLogprob
+from covervlm.server.core.generation import (
+    GenerationRequest,
+    ImagePart,
+    ImageReport,
+    PromptReport,
+    TokenLogprob,
+    VideoPart,
+)
 from covervlm.server.engines.detokenizer import PromptScores, vocabulary_of
 from covervlm.server.engines.vllm.plugin.plan import FIELD
-from covervlm.server.engines.vllm.plugin.processor import PruningProcessor
+from covervlm.server.engines.vllm.plugin.processor import PruningProcessor, clip
 from covervlm.server.engines.vllm.workers import every_worker
+from covervlm.server.models.base import Layout
+from covervlm.server.models.pictures import Cost
 from covervlm.server.models.processor import ChatProcessor
 from covervlm.server.selection.selector import guiding_text, pruner_for
 
 Result = TypeVar("Result")
+Part = ImagePart | VideoPart
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A request as vLLM takes it. digests: its images' plans by name, empty where nothing is pruned."""
+    """A request as vLLM takes it. digests: the plans of its images and clips by name."""
 
     engine_input: MultiModalInput
     reports: tuple[ImageReport, ...]
@@ -51,40 +62,52 @@ class Prompts:
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def render(self, request: GenerationRequest) -> Rendered:
-        """Tokenise, resize and plan, off the event loop."""
+    async def render(self, request: GenerationRequest, answer: Sequence[int] = ()) -> Rendered:
+        """Tokenise, resize and plan, off the event loop. answer: token ids that follow the prompt."""
         started = time.perf_counter()
-        images = _still_images(request)
+        parts = request.images
+        layouts = [self._layout(part) for part in parts]
         option = _option(request, self._processor)
         context = self._llm.model_config.max_model_len
-        ids = await self.tokenize(request)
+        ids = (*await self.tokenize(request), *answer)
         request.token_limit(len(ids), context)  # refused before images are read
         tokens: TokensPrompt = {"prompt_token_ids": list(ids)}
         if request.caller.has_key:
             # vLLM keeps prompts by their beginnings: how long an answer takes must not tell what others have asked.
             tokens["cache_salt"] = request.caller.owner
-        if images:
-            tokens["multi_modal_data"] = {"image": [part.image for part in images]}
-            tokens["multi_modal_uuids"] = {"image": [part.digest for part in images]}
+        if parts:
             tokens["mm_processor_kwargs"] = {FIELD: option}
-        costs = [self._processor.cost(*part.image.size) for part in images]
+        costs = [self._processor.cost(*_size(part), _frames(part)) for part in parts]
         request.caller.hold(sum(cost.kept for cost in costs))
-        with request.caller.holding(sum(cost.by_processor for cost in costs)):
+        with request.caller.holding(sum(map(_work, parts, costs))):
+            if parts:
+                tokens["multi_modal_data"] = await self.of_tokenizer(lambda _: _by_modality(parts, _as_vllm_takes_it))
+                tokens["multi_modal_uuids"] = _by_modality(parts, lambda part: part.digest)
             (engine_input,) = await self._llm.renderer.render_cmpl_async([tokens])
         reports, digests = [], []
-        if images:
-            placeholders, names = engine_input["mm_placeholders"]["image"], engine_input["mm_hashes"]["image"]
-            for part, placeholder, name in zip(images, placeholders, names, strict=True):
-                layout = self._processor.layout(*part.image.size, {})
-                kept = placeholder.get_num_embeds()  # without what stands around the image
+        if parts:
+            placeholders, names = (
+                {name: iter(own) for name, own in engine_input[key].items()} for key in ("mm_placeholders", "mm_hashes")
+            )
+            for part, layout in zip(parts, layouts, strict=True):
+                kept = next(placeholders[_modality(part)]).get_num_embeds()  # without what stands around the image
                 pruned = kept < layout.total
                 method = request.pruning.method if pruned else "none"
                 reports.append(ImageReport(layout.total, kept, method, coverage=None if pruned else 1.0))
-                digests.append(name)
+                digests.append(next(names[_modality(part)]))
         return Rendered(engine_input, tuple(reports), tuple(digests), {"preprocess": time.perf_counter() - started})
 
+    def _layout(self, part: Part) -> Layout:
+        if isinstance(part, VideoPart):
+            return self._processor.clip_layout(*_size(part), len(part.frames))
+        return self._processor.layout(*_size(part), {})
+
+    def check(self, request: GenerationRequest) -> None:
+        """Raises InvalidRequest for pruning that cannot be done, whether or not there is something to prune."""
+        _option(request, self._processor)
+
     async def tokenize(self, request: GenerationRequest) -> tuple[int, ...]:
-        """The prompt's ids, with one placeholder per image."""
+        """The prompt's ids, with one placeholder per image or clip."""
         context = self._llm.model_config.max_model_len
         return await self.of_tokenizer(
             lambda chat: chat.tokenize(request.prompt, context, request.template, request.tools)
@@ -115,15 +138,15 @@ class Prompts:
     async def _with_indices(self, request: GenerationRequest, rendered: Rendered) -> list[ImageReport]:
         workers = await every_worker(self._llm, "covervlm_chosen", list(rendered.digests))
         reports = []
-        for i, (report, part) in enumerate(zip(rendered.reports, _still_images(request), strict=True)):
+        for i, (report, part) in enumerate(zip(rendered.reports, request.images, strict=True)):
             indices: Sequence[int] | None = range(report.total)
             if report.kept < report.total:
                 found = next((worker[i] for worker in workers if worker[i] is not None), None)
                 indices, coverage, milliseconds = (None, None, 0.0) if found is None else found
                 report = replace(report, coverage=coverage, milliseconds=milliseconds)
             if request.pruning.return_indices and indices is not None:
-                layout, box = self._processor.layout(*part.image.size, {}), self._processor.box(*part.image.size)
-                report = replace(report, indices=tuple(indices), grid=layout.grid, box=box)
+                box = self._processor.box(*_size(part)) if isinstance(part, ImagePart) else None
+                report = replace(report, indices=tuple(indices), grid=self._layout(part).grid, box=box)
             reports.append(report)
         return reports
 
@@ -144,11 +167,34 @@ def _entries(
     return vocabulary_of(chat.tokenizer).prompt_entries(ids, scores)
 
 
-def _still_images(request: GenerationRequest) -> list[ImagePart]:
-    images = [part for part in request.images if isinstance(part, ImagePart)]
-    if len(images) < len(request.images):
-        raise InvalidRequest("The vLLM engine reads images, not videos; send frames as images.", param="messages")
-    return images
+def _modality(part: Part) -> str:
+    """vLLM's name."""
+    return "image" if isinstance(part, ImagePart) else "video"
+
+
+def _by_modality(parts: Sequence[Part], value: Callable[[Part], Any]) -> dict[str, list[Any]]:
+    """Values of images and of clips, each in reading order."""
+    names = dict.fromkeys(map(_modality, parts))
+    return {name: [value(part) for part in parts if _modality(part) == name] for name in names}
+
+
+def _as_vllm_takes_it(part: Part) -> Any:
+    return part.image if isinstance(part, ImagePart) else clip(part.frames, part.fps)
+
+
+def _size(part: Part) -> tuple[int, int]:
+    return (part.image if isinstance(part, ImagePart) else part.frames[0]).size
+
+
+def _frames(part: Part) -> int | None:
+    return None if isinstance(part, ImagePart) else len(part.frames)
+
+
+def _work(part: Part, cost: Cost) -> int:
+    """Bytes: clips' pixels are made as the embedded engine makes them, out of a copy of the frames."""
+    if isinstance(part, VideoPart):
+        return cost.work + 3 * len(part.frames) * math.prod(_size(part))
+    return cost.by_processor
 
 
 def _option(request: GenerationRequest, processor: PruningProcessor) -> dict[str, Any]:

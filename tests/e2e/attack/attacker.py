@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.e2e.attack.served import ATTACKER, Served
+from tests.e2e.attack.target import ATTACKER, Target
+from tests.e2e.attack.traffic import Traffic
 
 JSON = "application/json"
 
@@ -28,8 +29,9 @@ class Answer:
 class Attacker:
     """One attack's hands: counts the statuses of its answers, and takes complaints about what no figure shows."""
 
-    def __init__(self, served: Served) -> None:
-        self.served = served
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.traffic = Traffic()
         self.answers: Counter[int] = Counter()
         self.complaints: list[str] = []
         self._open: set[asyncio.StreamWriter] = set()
@@ -39,7 +41,8 @@ class Attacker:
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection that ends with the attack at the latest."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.served.port, limit=2**26)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.target.port, limit=2**26)
+        self.traffic.connections += 1
         self._open.add(writer)
         return reader, writer
 
@@ -86,13 +89,13 @@ class Attacker:
         finally:
             self.drop(writer)
 
-    @staticmethod
-    async def _send(writer: asyncio.StreamWriter, pieces: Iterable[bytes]) -> None:
+    async def _send(self, writer: asyncio.StreamWriter, pieces: Iterable[bytes]) -> None:
         with contextlib.suppress(OSError):  # the server may have had enough before all is sent
             for piece in pieces:
                 for start in range(0, len(piece), 2**20):
                     writer.write(piece[start : start + 2**20])
                     await writer.drain()
+                    self.traffic.sent += min(2**20, len(piece) - start)
 
     def drop(self, writer: asyncio.StreamWriter) -> None:
         self._open.discard(writer)

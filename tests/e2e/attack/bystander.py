@@ -8,6 +8,8 @@ import io
 
 from PIL import Image
 
+from tests.e2e.attack.lifeline import end_with_parent
+
 
 def _picture() -> bytes:
     file = io.BytesIO()
@@ -36,4 +38,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     asyncio.run(main())

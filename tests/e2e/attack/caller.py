@@ -15,6 +15,8 @@ from collections.abc import Iterator
 
 from PIL import Image
 
+from tests.e2e.attack.lifeline import end_with_parent
+
 CLASSES = ["circle", "square", "star", "triangle"]
 LONGEST = 60
 KINDS = 4
@@ -67,6 +69,7 @@ def status(connection: http.client.HTTPConnection, key: str, request: Request) -
 
 
 def main() -> None:
+    end_with_parent()
     port, picture_port, key = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     going = threading.Event()
 

@@ -1,36 +1,43 @@
 """Runs one attack beside a well-behaved caller, and judges what that did to everybody else.
 
+The attacker is a process that gets only the processors that nobody else wants, as it would have its own in reality.
+
 (a) /health answers within HEALTH seconds throughout. A slower answer is excused by the machine's own delay, but by no
 more than HEALTH: by the bystander's slowest answer of the same moment, /health's slowest of the last quiet moments, or
 as other programs leave fewer of the processors to the server and its callers.
-(b) The well-behaved caller keeps at least SHARE of the throughput of the quiet moments before this attack and the last
-few on the same server.
+(b) The well-behaved caller keeps at least SHARE of its throughput in the control: the same server in quiet moments
+before this attack and the last few, less what it costs the caller that somebody sends as much as the attacker does,
+over as many connections, to a process that discards it (see `Controls`).
 (c) Memory beyond the idle server's never passes what requests in flight may hold and WORKING; nor does the server's own
 gauge of it pass the limit.
 (d) Within BACK seconds after the attacker has left, nothing is charged, memory is within KEPT of the idle server's,
 threads, files and tasks are what they were, nothing is computed, and the attacker's normal requests are answered; the
 well-behaved caller's are in the quiet moments that follow.
 
-What fails in time alone (a and b), and by less than four and two times, is tried again, TRIES times at most: quiet
-moments and attack take turns, (b) is judged by all of them together, and (a) by the last.
+What fails in time alone (a and b) is tried TRIES times in all, or until most of them have missed the same: of each, the
+median is judged, and all are in the table.
 """
 
 import asyncio
 import contextlib
+import functools
 import math
 import os
 import statistics
 import threading
 import time
+from typing import Any
 
 from tests.e2e.attack import process
-from tests.e2e.attack.attacker import Attacker
 from tests.e2e.attack.caller import KINDS
-from tests.e2e.attack.figures import HEALTH, SHARE, Figures, asked
+from tests.e2e.attack.children import Child, child
+from tests.e2e.attack.figures import HEALTH, Figures, asked, decided, undecided
 from tests.e2e.attack.pace import Slice
 from tests.e2e.attack.probe import LONGEST
 from tests.e2e.attack.registry import Attack
-from tests.e2e.attack.served import ATTACKER, INFLIGHT, Served
+from tests.e2e.attack.served import Served
+from tests.e2e.attack.target import ATTACKER, INFLIGHT
+from tests.e2e.attack.traffic import Traffic
 
 WORKING = 512 * 2**20
 """Memory for what requests become inside the model, and for what allocators keep."""
@@ -38,9 +45,11 @@ KEPT = 256 * 2**20
 BACK = 10.0
 POOLS = 24
 """Threads that pools may grow by from the idle server on, however many attacks it has seen."""
-TRIES = 4
+TRIES = 3
 QUIET, WINDOW = 0.5, 1.0
 """Seconds before an attack, and in which it is repeated."""
+CONTROLLED, TURNS = 0.4, 4
+"""Seconds that a control and a quiet moment take, and how often they take turns."""
 PROCESSORS = os.cpu_count() or 1
 CEILING = 4 * 2**30
 """Beyond the idle server; one that takes more is ended, before the machine suffers."""
@@ -68,7 +77,7 @@ class _Watch:
             thread.join()
 
     def _memory(self) -> None:
-        while not self._over.wait(0.1):
+        while not self._over.wait(0.1) and self.served.alive:
             if process.resident(self.served.pid) > self.served.idle + CEILING:
                 self.ended_it = True
                 self.served.server.kill()
@@ -80,56 +89,103 @@ class _Watch:
                 self.gauge = max(self.gauge, self.served.gauges()["covervlm_inflight_bytes"])
 
 
-async def measured(served: Served, attack: Attack) -> Figures:
-    """The attack's figures, of its last try where it was tried again."""
-    await asyncio.to_thread(attack.make)
-    under = Slice()
-    earlier: list[tuple[float, float]] = []
-    while True:
-        figures, part = await _once(served, attack, under)
-        under += part
-        figures.earlier = list(earlier)
-        if not figures.marginal or len(earlier) == TRIES - 1:
-            return figures
-        earlier.append((figures.worst, figures.kept))
+class Attackers:
+    """The attacker's process, and what its share in the machine was found to cost the well-behaved caller.
+
+    That is measured once for each pace of traffic, with what has nearly the same (`Traffic.at_pace_of`).
+    """
+
+    def __init__(self) -> None:
+        self.child: Child = child("attacking")
+        self.controls: dict[tuple[float, float], float] = {}
+
+    def do(self, what: str, *, within: float = 120, **command: object) -> dict[str, Any]:
+        """What the process tells once it has done that. Raises TimeoutError."""
+        return self.child.reply({"do": what, **command}, within)
+
+    def control(self, served: Served, pace: Traffic) -> float:
+        """What part of the quiet throughput remains beside this traffic to nobody, 1 at most."""
+        if pace.shape not in self.controls:
+            served.resume()
+            quiet, beside = Slice(), Slice()
+            for _ in range(TURNS):
+                begin = time.monotonic()
+                time.sleep(CONTROLLED)
+                middle = time.monotonic()
+                self.do("replay", pace=pace.shape, seconds=CONTROLLED)
+                end = time.monotonic()
+                quiet += Slice.of(asked(served.caller.lines, begin, middle), begin, middle)
+                beside += Slice.of(asked(served.caller.lines, middle, end), middle, end)
+            served.pause()
+            self.controls[pace.shape] = min(1.0, beside.share_of(quiet))
+        return self.controls[pace.shape]
+
+    def end(self) -> None:
+        self.child.end()
 
 
-async def _once(served: Served, attack: Attack, under: Slice) -> tuple[Figures, Slice]:
-    """The figures, and how the well-behaved caller got on; `under` tells how it did in the tries before."""
+async def measured(served: Served, attack: Attack, attackers: Attackers) -> Figures:
+    """The attack's figures, of its last try where there were several."""
+    began = time.monotonic()
+    await asyncio.to_thread(attackers.do, "make", name=attack.name)
+    tries = [await _once(served, attack, attackers)]
+    while tries[0].late and undecided(tries, TRIES) and served.alive:
+        tries.append(await _once(served, attack, attackers))
+    figures = tries[0] if len(tries) == 1 else decided(tries)
+    figures.took = time.monotonic() - began
+    return figures
+
+
+async def _once(served: Served, attack: Attack, attackers: Attackers) -> Figures:
     figures = Figures(attack.name)
     served.resume()
     quiet = time.monotonic()
     await _quiet(served, quiet)
     held = await asyncio.to_thread(_held, served)
     process.forget_peak(served.pid)
-    used = _others(served)
-    attacker = Attacker(served)
-    begin = time.monotonic()
+    before, used = time.monotonic(), _used(served, attackers)
     with _Watch(served) as watch:
-        await _send(attack, attacker, begin)
-        figures.window = (end := time.monotonic()) - begin
-        figures.others = (_others(served) - used) / figures.window
-        attacker.leave()
+        told = await asyncio.to_thread(
+            functools.partial(
+                attackers.do,
+                "attack",
+                within=attack.limit + 60,
+                name=attack.name,
+                target=served.told(),
+                window=WINDOW,
+            )
+        )
+        begin, end = told["begin"], told["end"]
+        figures.window = end - begin
+        seconds = time.monotonic() - before
+        figures.cores = {who: (now - used[who]) / seconds for who, now in _used(served, attackers).items()}
         await asyncio.to_thread(_after, served, figures, held, end)
     over = time.monotonic()
     figures.peak = (process.peak(served.pid) - served.idle) / MIB if served.alive else math.inf
     figures.gauge = watch.gauge / MIB
     await asyncio.to_thread(_wait_for_probe, served, over)
     _remember_quiet(served, quiet, begin)
-    part = _judge_throughput(served, figures, begin, end, under)
-    _judge_health(served, attack, figures, begin, over)
+    traffic = Traffic(*told["traffic"])
+    figures.traffic = str(Traffic(traffic.connections / figures.window, traffic.sent / figures.window))
+    if served.alive and not figures.problems:
+        pace = traffic.at_pace_of(figures.window)
+        figures.control = await asyncio.to_thread(attackers.control, served, pace)
+    _measure_throughput(served, figures, begin, end)
+    _measure_health(served, attack, figures, begin, over)
+    figures.judge_time()
     if figures.peak > (INFLIGHT + WORKING) / MIB or watch.gauge > INFLIGHT:
         figures.problems["c"] = f"memory beyond the idle server reached {figures.peak:.0f} MiB"
         if watch.ended_it:
             figures.problems["c"] = f"more than {CEILING // MIB} MiB; ended by the harness"
     if not served.alive and not watch.ended_it:
         figures.problems["d"] = f"the server ended with status {served.server.returncode}"
-    figures.answers = ", ".join(f"{count} x {status or 'none'}" for status, count in sorted(attacker.answers.items()))
-    if wrong := sorted(set(attacker.answers) - attack.answers):
+    answers = dict(told["answers"])
+    figures.answers = ", ".join(f"{count} x {status or 'none'}" for status, count in answers.items())
+    if wrong := sorted(set(answers) - attack.answers):
         figures.problems["e"] = f"answers {wrong}"
-    if attacker.complaints:
-        figures.problems["e"] = "; ".join(dict.fromkeys(attacker.complaints))
-    return figures, part
+    if told["complaints"]:
+        figures.problems["e"] = "; ".join(dict.fromkeys(told["complaints"]))
+    return figures
 
 
 async def _quiet(served: Served, began: float) -> None:
@@ -140,37 +196,16 @@ async def _quiet(served: Served, began: float) -> None:
         await asyncio.sleep(0.05)
 
 
-async def _send(attack: Attack, attacker: Attacker, begin: float) -> None:
-    """Until the window is over, or once; no longer than the attack's limit, nor than the server lives."""
-
-    async def send() -> None:
-        await attack.send(attacker)
-        while not attack.once and time.monotonic() < begin + WINDOW:
-            await attack.send(attacker)
-
-    sending = asyncio.ensure_future(send())
-    while not sending.done() and time.monotonic() < begin + attack.limit and attacker.served.alive:
-        await asyncio.wait([sending], timeout=0.1)
-    if not sending.done():
-        sending.cancel()
-        await asyncio.gather(sending, return_exceptions=True)
-        return
-    if error := sending.exception():
-        attacker.complain(f"the attack itself ended with {error!r}")
-    if (left := begin + WINDOW - time.monotonic()) > 0:
-        await asyncio.sleep(left)
-
-
 def _held(served: Served) -> tuple[int, int]:
     return process.files(served.pid), served.tasks()
 
 
-def _others(served: Served) -> float:
-    """Processor seconds so far of all that is neither the server nor the harness."""
+def _used(served: Served, attackers: Attackers) -> dict[str, float]:
+    """Processor seconds so far, by who used them."""
+    known = {"server": served.pid, "attacker": attackers.child.pid, "caller": served.caller.pid}
+    used = {who: process.seconds(pid) for who, pid in known.items()}
     ours = process.seconds(os.getpid())
-    if served.pid not in process.tree(os.getpid()):
-        ours += process.seconds(served.pid)
-    return process.machine_seconds() - ours
+    return used | {"others": process.machine_seconds() - ours}
 
 
 # (d)
@@ -230,28 +265,26 @@ def _wait_for_probe(served: Served, moment: float) -> None:
         time.sleep(0.05)
 
 
-def _judge_health(served: Served, attack: Attack, figures: Figures, begin: float, over: float) -> None:
+def _measure_health(served: Served, attack: Attack, figures: Figures, begin: float, over: float) -> None:
     entries = asked(served.probe.lines, begin, over)
     still = [entry for entry in entries if entry.kind == "still"]
     health = [entry for entry in entries if entry.kind == ("kept" if attack.kept else "new")]
-    if not health:
-        figures.problems["a"] = "/health was not answered"
-        return
     times = [LONGEST if not entry.good else entry.seconds for entry in health]
+    if not times:
+        figures.slow = math.inf
+        return
     figures.p50 = statistics.median(times) * 1000
     figures.p99 = sorted(times)[min(len(times) - 1, int(0.99 * len(times)))] * 1000
     figures.worst = max(times) * 1000
-    left = max(PROCESSORS - figures.others, 0.1)
+    left = max(PROCESSORS - figures.cores["others"], 0.1)
     machine = HEALTH * (PROCESSORS / left - 1)
-    slow = 0.0
     for entry, seconds in zip(health, times, strict=True):
+        excuse = 0.0
         if seconds > HEALTH:
             meanwhile = [other.seconds for other in still if other.ended > entry.began and other.began < entry.ended]
             excuse = min(max([*meanwhile, *served.quiet_health, machine]), HEALTH)
             figures.excused = max(figures.excused, excuse * 1000)
-            slow = max(slow, seconds - excuse)
-    if slow > HEALTH:
-        figures.problems["a"] = f"/health took {slow * 1000:.0f} ms"
+        figures.slow = max(figures.slow, 1000 * (seconds - excuse))
 
 
 def _remember_quiet(served: Served, begin: float, end: float) -> None:
@@ -261,15 +294,14 @@ def _remember_quiet(served: Served, begin: float, end: float) -> None:
     served.quiet_health.append(max(probed, default=0.0))
 
 
-def _judge_throughput(served: Served, figures: Figures, begin: float, end: float, under: Slice) -> Slice:
+def _measure_throughput(served: Served, figures: Figures, begin: float, end: float) -> None:
     quiet = sum(served.quiet, Slice())
     during = asked(served.caller.lines, begin, end)
-    part = Slice.of(during, begin, end)
-    figures.before, figures.kept = quiet.per_second, (under + part).share_of(quiet)
+    figures.before = quiet.per_second
+    under = Slice.of(during, begin, end)
+    figures.kept = under.share_of(quiet) / max(figures.control, 0.01)
+    figures.slower = under.slower_than(quiet)
     figures.slowest = max((entry.seconds for entry in during), default=end - begin)
-    if figures.kept < SHARE:
-        failed = sum(not entry.good for entry in during)
-        figures.problems["b"] = f"{figures.kept:.0%} of the throughput" + (f", {failed} failed" if failed else "")
+    figures.failed = sum(not entry.good for entry in during)
     if not any(quiet.counts.values()):
         figures.problems["d"] = "the well-behaved caller was not served before"
-    return part

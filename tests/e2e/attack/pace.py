@@ -3,6 +3,7 @@
 Quiet moments and attacks take turns: what else runs on the machine slows both alike, and their ratio tells the attack.
 """
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 
@@ -48,3 +49,11 @@ class Slice:
             return sum(count * worth.get(kind, usual) for kind, count in part.counts.items()) / part.seconds
 
         return pace(self) / pace(quiet) if worth else 0.0
+
+    def slower_than(self, quiet: "Slice") -> dict[str, float]:
+        """By kind, how many times as long a request takes; infinity for one that never ends."""
+        return {
+            kind: self.spent[kind] / self.counts[kind] * quiet.counts[kind] / spent if self.counts[kind] else math.inf
+            for kind, spent in quiet.spent.items()
+            if self.spent[kind]
+        }

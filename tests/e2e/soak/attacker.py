@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import random
 import sys
-from types import SimpleNamespace
+from pathlib import Path
 
 from tests.e2e.attack.attacker import Attacker
+from tests.e2e.attack.attacking import only_spare_processors
 from tests.e2e.attack.attacks import TABLE
+from tests.e2e.attack.target import Target
 
 NAMES = (
     "4 MiB of zeros for messages",
@@ -37,7 +39,7 @@ async def attack(port: int) -> None:
     rng = random.Random(0)
     while True:
         chosen = TABLE[rng.choice(NAMES)]
-        attacker = Attacker(SimpleNamespace(port=port))  # type: ignore[arg-type]
+        attacker = Attacker(Target(port, pid=0, folder=Path()))
         with contextlib.suppress(OSError):  # TimeoutError among them
             async with asyncio.timeout(LONGEST):
                 await chosen.send(attacker)
@@ -46,6 +48,7 @@ async def attack(port: int) -> None:
 
 
 async def main() -> None:
+    only_spare_processors()
     attacking = asyncio.ensure_future(attack(int(sys.argv[1])))
     await asyncio.to_thread(sys.stdin.read)
     attacking.cancel()

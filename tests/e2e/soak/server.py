@@ -11,6 +11,7 @@ import anyio.to_thread
 
 from covervlm.server import cli, serving
 from covervlm.server.app import Application
+from tests.e2e.attack.lifeline import end_with_parent
 
 
 class Counted(Application):
@@ -36,5 +37,6 @@ class Counted(Application):
 
 
 if __name__ == "__main__":
+    end_with_parent()
     serving.Application = Counted
     sys.exit(cli.main(["serve", *sys.argv[1:]]))

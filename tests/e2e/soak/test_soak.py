@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.attack.served import ATTACKER
+from tests.e2e.attack.target import ATTACKER
 from tests.e2e.soak import server
 from tests.e2e.soak.workload import KEYS, Workload
 
@@ -150,7 +150,9 @@ async def attacked(url: str) -> AsyncIterator[subprocess.Popen[str]]:
     """Somebody attacks the server meanwhile, from a process of their own."""
     command = [sys.executable, "-m", "tests.e2e.soak.attacker", url.rpartition(":")[2]]
     root = Path(server.__file__).parents[3]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root, start_new_session=True
+    ) as process:
         try:
             assert process.stdout is not None
             await asyncio.to_thread(process.stdout.readline)

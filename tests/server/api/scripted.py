@@ -2,13 +2,15 @@
 
 import asyncio
 import base64
+import contextlib
 import io
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from PIL import Image
 
+from covervlm.server.core.agreement import AnswerScores
 from covervlm.server.core.caller import Caller
 from covervlm.server.core.engine import EngineInfo, EngineStats
 from covervlm.server.core.generation import (
@@ -86,6 +88,8 @@ class ScriptedEngine:
     def __init__(self, script: Script = red_circle) -> None:
         self.script = script
         self.requests: list[GenerationRequest] = []
+        self.scored: list[GenerationRequest] = []
+        self.present: list[str] = []
         self.released: list[str] = []
         self.on_release: Callable[[str], None] = lambda request_id: None
         self.started = False
@@ -140,6 +144,21 @@ class ScriptedEngine:
             self.released.append(request.request_id)
             self.on_release(request.request_id)
         return prompt_report(request)
+
+    @contextlib.contextmanager
+    def expected(self) -> Iterator[None]:
+        self.present.append("came")
+        yield
+        self.present.append("went")
+
+    async def score(self, request: GenerationRequest, answer: Sequence[int]) -> AnswerScores:
+        """The unpruned model would have chosen another second token; both find all of them alike."""
+        self.scored.append(request)
+        likeliest = list(answer)
+        best = [-0.5] * len(answer)
+        if not request.pruning.prunes:
+            likeliest[1], best[1] = -1, -0.25
+        return AnswerScores([-0.5] * len(answer), likeliest, best)
 
     async def tokenize(self, request: GenerationRequest) -> PromptTokens:
         self.requests.append(request)

@@ -34,7 +34,7 @@ def embeddings(method: str, n: int, d: int = D) -> np.ndarray:
 
 def body(method: str, labels: str, **more) -> dict:
     file = base64.b64encode(npy(embeddings(method, len(labels)))).decode()
-    return {"name": "x", "method": method, "embeddings": file, "labels": list(labels), **more}
+    return {"name": "x", "method": method, "embeddings": file, "labels": list(labels)} | more
 
 
 @every_method
@@ -100,3 +100,34 @@ def test_a_class_of_one_example_stays_in_learning_and_it_and_a_group_of_one_are_
     report = about["report"]
     assert [(one["examples"], one["held_out"]) for one in report["classes"]] == [(4, 4), (4, 4), (1, 0)]
     assert len([words for words in report["warnings"] if "one example" in words]) == 2
+
+
+def test_a_label_that_is_no_text_for_the_model_is_named_where_it_stands(client):
+    long = "bird " * 90
+    labels = ["a", "a", long, long]
+    detail = error(client.post("/v1/classifiers", json=body("linear", "aabb") | {"labels": labels}), 400)
+    assert (detail["param"], detail["code"]) == ("labels[2]", "context_length_exceeded")
+    detail = error(
+        client.post("/v1/classifiers", json=body("linear", "aabb", label_map={"a": "x", "b": "y", "c": long})), 400
+    )
+    assert (detail["param"], detail["code"]) == ("label_map", "context_length_exceeded")
+    detail = error(client.post("/v1/classifiers", json=body("linear", "aabb", classes=["a", "b", long])), 400)
+    assert detail["param"] == "classes[2]"
+
+
+def test_examples_that_are_there_twice_are_told_of(client):
+    once = embeddings("linear", 8)
+    for rows, labels, told in (
+        (once, "aaaabbbb", []),
+        (np.concatenate([once[:6], once[:2] + 1e-7]), "aaabbbaa", ["2 examples equal another"]),
+        (
+            np.concatenate([once[:6], once[:2]]),
+            "aaabbbab",
+            ["2 examples equal another", "1 of these have another label"],
+        ),
+    ):
+        given = body("linear", labels, embeddings=base64.b64encode(npy(rows)).decode(), parameters={"iterations": 5})
+        assert finished(client, client.post("/v1/classifiers", json=given).json()["id"])["state"] == "succeeded"
+        warnings = client.get("/v1/classifiers/x").json()["about"]["report"]["warnings"]
+        assert len(warnings) == len(told), warnings
+        assert all(one.startswith(words) for one, words in zip(warnings, told, strict=True)), warnings

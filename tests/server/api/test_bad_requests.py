@@ -208,15 +208,40 @@ def test_a_model_that_is_not_served_is_a_404(client, engine, name):
     assert engine.requests == []
 
 
+@pytest.mark.parametrize("kind", ["image_url", "video_url"])
+def test_a_url_that_is_not_in_an_object_is_told_where_it_belongs(client, red_png, kind):
+    body = {"messages": [{"role": "user", "content": [{"type": kind, kind: red_png}]}]}
+    error = error_of(client.post("/v1/chat/completions", json=body), 400)
+    assert (error["param"], error["code"]) == (f"messages[0].content[0].{kind}", "invalid_type")
+    assert 'an object that holds the URL, {"url": "data:..."}' in error["message"]
+
+
+@pytest.mark.parametrize("text", ["\\ud83d", "\\ud83d x", "\\ude00"])
+def test_half_a_character_is_told_apart_from_other_broken_json(client, text):
+    body = '{"messages": [{"role": "user", "content": "' + text + '"}]}'
+    error = error_of(client.post("/v1/chat/completions", content=body, headers=JSON), 400)
+    assert error["message"].endswith("are halves of a character and come in pairs.")
+
+
 def test_an_unknown_route_is_a_404(client):
     error = error_of(client.post("/v1/images/generations", json={}), 404)
     assert error["code"] == "unknown_url"
-    assert error["message"] == "Invalid URL (POST /v1/images/generations)"
+    assert error["message"] == (
+        "Invalid URL (POST /v1/images/generations); GET /openapi.json lists the paths of this server."
+    )
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/v1/v1/chat/completions", "/v1/chat/completions/"])
+def test_a_base_url_without_v1_or_with_two_is_told_the_path(client, path):
+    message = error_of(client.post(path, json={}), 404)["message"]
+    assert f"(POST {path}); is it /v1/chat/completions?" in message
 
 
 def test_a_wrong_method_is_a_405_that_says_what_is_allowed(client):
     response = client.get("/v1/chat/completions")
-    assert error_of(response, 405)["code"] == "method_not_supported"
+    error = error_of(response, 405)
+    assert error["code"] == "method_not_supported"
+    assert error["message"].endswith("does not accept GET requests; send POST.")
     assert response.headers["allow"] == "POST"
 
 

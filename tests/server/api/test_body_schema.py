@@ -123,7 +123,8 @@ def test_whatever_is_huge_is_answered_without_keeping_anybody_waiting(client, pa
                     refused.add(way)
                     error(answer, answer.status_code)
                 elif kind != "string":
-                    assert way[:1] in {("metadata",), (TAKEN.get(path),)}, (way, kind, answer.text[:200])
+                    taken = {("metadata",), ("allowed_token_ids",), (TAKEN.get(path),)}
+                    assert way[:1] in taken, (way, kind, answer.text[:200])
     assert set(answers.values()) <= {200, 201, 202, 400, 404}
     assert refused
 
@@ -167,3 +168,36 @@ def test_what_is_wrong_is_named_in_the_callers_own_terms(client, path):
                 assert there or number == len(steps) - 1, (way, value, detail)
                 inner = inner[key] if there else None
     assert len(blamed) >= min(4, len(walk(client, path)) - 1)  # all but the body itself
+
+
+@pytest.mark.parametrize("path", GOOD)
+def test_a_misspelt_field_is_refused_with_the_nearest_one(client, path):
+    document = client.app.openapi()
+    schema = schema_of(document, path)
+    branches = schema.get("oneOf") or schema.get("anyOf") or [schema]
+    fields = [{way[0] for way, _ in places(document, one, set()) if len(way) == 1} for one in branches]
+    assert fields[0]
+    for name in set.intersection(*fields):
+        wrong = name + name[-1]
+        detail = post(client, path, {**GOOD[path], wrong: 1}).json()["error"]
+        assert detail["message"].endswith(f"Unknown parameter: '{wrong}'; did you mean '{name}'?"), detail
+
+
+@pytest.mark.parametrize(
+    ("path", "way", "nearest"),
+    [
+        ("/v1/chat/completions", ("messages", 0, "rolle"), "role"),
+        ("/v1/chat/completions", ("messages", 0, "content", 0, "image_url", "urls"), "url"),
+        ("/v1/chat/completions", ("vision_pruning", "keep_token"), "keep_tokens"),
+        ("/v1/classifiers", ("parameters", "itterations"), "iterations"),
+        ("/v1/chat/completions", ("surprise",), None),
+        ("/v1/chat/completions", ("",), None),
+    ],
+)
+def test_so_is_one_deep_inside_and_one_like_no_other_by_itself(client, path, way, nearest):
+    body = GOOD[path]
+    if len(way) == 6:
+        body = with_value(body, way[:-2], {"type": "image_url", "image_url": {"url": "x"}})
+    detail = error(post(client, path, with_value(body, way, 1)), 400)
+    assert detail["code"] == "unknown_parameter"
+    assert detail["message"].endswith(f"; did you mean '{nearest}'?" if nearest else f"'{way[-1]}'."), detail

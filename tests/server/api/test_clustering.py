@@ -41,6 +41,15 @@ def test_without_a_prompt_the_wording_is_chosen_and_serves_both_aspects(client):
         assert result["prompt"] in wordings(aspect, "")
 
 
+def test_the_bare_word_groups_by_the_text_that_is_nothing_but_the_word(client):
+    answer = client.post("/v1/classify", json={"images": urls(12), "classes": COLORS, "templates": ["{}"]}).json()
+    nearest = [one["label"] for one in answer["data"]]
+    body = {"images": urls(12), "aspect": "color", "words": COLORS, "clusters": len(set(nearest)), "prompt": "*"}
+    result = run(client, **body)["result"]
+    assert result["prompt"] == "*"
+    assert agreement(result["labels"], nearest) == 1
+
+
 @pytest.mark.parametrize("method", ["multi_map", "multi_sub"])
 def test_the_aspect_decides_what_the_clusters_show(client, method):
     pictures = scenes(24)
@@ -135,7 +144,8 @@ def test_an_answer_that_is_no_list_of_words_fails_the_job_and_says_what_to_do(cl
         ({"clusters": 5}, None),
         ({"method": "magic"}, "method"),
         ({"prompt": "no place"}, "prompt"),
-        ({"prompt": "*"}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": "**"}, "prompt"),
         ({"prompt": "word " * 50 + "*"}, "prompt"),
         ({"aspect": "   "}, "aspect"),
         ({"aspect": "color of *"}, "aspect"),

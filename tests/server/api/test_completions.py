@@ -2,6 +2,7 @@
 
 import json
 import typing
+from dataclasses import replace
 
 import pytest
 from openai.types import Completion
@@ -10,7 +11,7 @@ from openai.types import completion_create_params as openai_params
 from covervlm.server.api.wire.completion_request import CompletionRequest
 from covervlm.server.core.errors import EngineUnavailable
 from covervlm.server.core.generation import GenerationChunk, TextPrompt
-from tests.server.api.scripted import prompt_report
+from tests.server.api.scripted import logprob, prompt_report
 
 
 def post(client, **fields):
@@ -59,6 +60,13 @@ def test_a_prompt_may_be_texts_or_ids_and_each_is_a_request(client, engine, kind
     texts = [f"{one}a red circle" for one in shown for _ in range(2)]
     assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == list(enumerate(texts))
     assert answer["usage"]["prompt_tokens"] == 10 * len(expected)
+
+
+@pytest.mark.parametrize("side", ["left", "right", None])
+def test_a_prompt_is_cut_where_the_request_says(client, engine, side):
+    """To its last tokens, as vLLM does, where it does not say."""
+    assert post(client, truncate_prompt_tokens=4, truncation_side=side).status_code == 200
+    assert engine.requests[-1].prompt == TextPrompt("Hello", limit=4, from_start=side == "right")
 
 
 def test_what_a_request_does_not_say_is_openais(client, engine):
@@ -141,6 +149,9 @@ REFUSED = {
     "too many alternatives": ({"logprobs": 21}, "logprobs"),
     "streamed prompt logprobs": ({"stream": True, "prompt_logprobs": 1}, "prompt_logprobs"),
     "another model": ({"model": "other"}, "model"),
+    "cut to nothing": ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+    "cut on no side": ({"truncation_side": "middle"}, "truncation_side"),
+    "cut and echoed": ({"truncate_prompt_tokens": 4, "echo": True}, "truncate_prompt_tokens"),
     "too many tokens to begin with": ({"min_tokens": 20}, "min_tokens"),
 }
 
@@ -164,3 +175,18 @@ def test_one_prompt_that_is_refused_ends_the_others(client, engine):
     response = post(client, prompt=["good", "bad", "good"])
     assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_unavailable")
     assert len(engine.released) == len(engine.requests)
+
+
+def test_told_tokens_take_the_place_of_the_likeliest(client, engine):
+    def script(request):
+        assert request.sampling.logprob_token_ids == (5, 6, 7)
+        top = tuple(replace(logprob(f"t{i}", -float(i)), id=i) for i in (5, 6, 7, 9))
+        entry = replace(logprob("t9", -9.0, *top), id=9)
+        return [GenerationChunk(0, "t9", 1, (entry,), "stop", prompt_report(request), (9,))]
+
+    engine.script = script
+    asked = {"logprobs": 1, "logprob_token_ids": [5, 6, 7], "return_tokens_as_token_ids": True}
+    [choice] = client.post("/v1/completions", json={"prompt": "Hello", **asked}).json()["choices"]
+    assert set(choice["logprobs"]["top_logprobs"][0]) == {"token_id:5", "token_id:6", "token_id:7", "token_id:9"}
+    refused = client.post("/v1/completions", json={"prompt": "Hello", "logprob_token_ids": [5]})
+    assert refused.json()["error"]["param"] == "logprob_token_ids"

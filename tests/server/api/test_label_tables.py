@@ -68,6 +68,7 @@ def test_a_projection_learns_from_a_table_too(client):
     ("body", "message"),
     [
         ({"labels_csv": ""}, "must name the columns, 'label' among them"),
+        ({"labels_csv": ""}, "line 1: the first line"),
         ({"labels_csv": "name\na\n"}, "must name the columns, 'label' among them"),
         ({"labels_csv": "label,label\na,b\n"}, "must name the columns, 'label' among them"),
         ({"labels_csv": "label,id\na,1\nb\n"}, "line 3: 1 cells, but the first line names 2 columns"),

@@ -1,6 +1,7 @@
 """A server that dies in the midst of learning by every method at once, and what the next one has of each."""
 
 import hashlib
+import json
 import os
 import signal
 import sys
@@ -76,6 +77,12 @@ def use(client, kind, method):
     return answer.json()
 
 
+def apart(answer):
+    """An answer without its fractions, and these."""
+    fractions = []
+    return json.loads(json.dumps(answer), parse_float=lambda text: fractions.append(float(text))), fractions
+
+
 @pytest.fixture(scope="module")
 def restarted(tmp_path_factory):
     """The next server; and of each method the id of the job that was halfway, and what it answered before."""
@@ -102,6 +109,9 @@ def test_what_was_learned_is_there_and_what_was_half_learned_has_failed_and_left
     client, halfway, answers = restarted
     failed = client.get(f"/v1/jobs/{halfway[method]}", headers=key(method)).json()
     assert (failed["state"], failed["error"]["code"]) == ("failed", "server_restarted")
-    assert use(client, kind, method) == answers[method]
+    shape, numbers = apart(use(client, kind, method))
+    wanted, expected = apart(answers[method])
+    assert shape == wanted
+    assert numbers == pytest.approx(expected, abs=1e-5)  # in company pictures are embedded in other batches
     cards = client.get(f"/v1/{PLACE[kind]}", headers=key(method)).json()["data"]
     assert [(card["name"], card["version"]) for card in cards] == [("it", 1)]

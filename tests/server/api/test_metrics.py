@@ -135,7 +135,7 @@ def test_jobs_and_sessions_are_counted_by_what_became_of_them(tmp_path):
 
 
 def test_the_documentation_lists_exactly_what_is_measured(engine, tmp_path):
-    settings = Settings(adaptive_budget="64:192", data_dir=tmp_path)
+    settings = Settings(adaptive_budget="64:192", data_dir=tmp_path, shadow=0.01)
     with TestClient(create_app(settings, engine)) as client:
         families = list(text_string_to_metric_families(client.get("/metrics").text))
     # As the server runs, without the times at which counters began.

@@ -93,6 +93,7 @@ def test_no_route_asks_the_disk_on_the_event_loop(tmp_path, on_the_loop):
         body = {"images": urls(2), "aspect": "shape", "words": SHAPES, "method": "clip_kmeans"}
         job = call("POST", "/v1/clusterings", json=body).json()["id"]
         finished(client, job)
+        call("GET", f"{jobs}/{{job}}/points", names={"job": job})
         call("DELETE", f"{jobs}/{{job}}", names={"job": job}, params={"forget": True})
         call("GET", "/metrics")
         documented = {

@@ -38,6 +38,7 @@ TAKEN: dict[str, object] = {
     "n": 1,
     "parallel_tool_calls": True,
     "presence_penalty": 0.5,
+    "reasoning_effort": "high",
     "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}},
     "seed": 1,
     "stop": ["END"],
@@ -71,7 +72,6 @@ REFUSED: dict[str, object] = {
     "modalities": ["text", "audio"],
     "moderation": {"model": "m"},
     "prediction": {"type": "content", "content": "x"},
-    "reasoning_effort": "high",
     "store": True,
     "verbosity": "low",
     "web_search_options": {},
@@ -80,7 +80,6 @@ NEUTRAL: dict[str, object] = {
     "function_call": "none",
     "functions": [],
     "modalities": ["text"],
-    "reasoning_effort": "none",
     "store": False,
     "verbosity": "medium",
 }
@@ -182,6 +181,7 @@ def test_null_or_a_value_that_asks_for_nothing_is_accepted(client, name):
 
 
 VLLM: dict[str, object] = {
+    "allowed_token_ids": [3, 5],
     "bad_words": ["circle"],
     "ebnf": 'root ::= "a"',
     "grammar": 'root ::= "a"',

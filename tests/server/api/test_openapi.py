@@ -7,6 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from covervlm.server import create_app
+from covervlm.server.api import openapi
 from covervlm.server.settings import Settings
 from tests.server.api.scripted import ScriptedEngine
 
@@ -20,6 +21,22 @@ def schema(**settings):
 @pytest.fixture(scope="module")
 def served():
     return schema()
+
+
+def test_it_is_written_down_once(monkeypatch):
+    written = []
+
+    class Counted(openapi.JSONResponse):
+        def render(self, content):
+            written.append(content["openapi"])
+            return super().render(content)
+
+    monkeypatch.setattr(openapi, "JSONResponse", Counted)
+    client = TestClient(create_app(Settings(clip_model="demo"), ScriptedEngine()))
+    first, second = (client.get("/openapi.json") for _ in range(2))
+    assert first.json() == second.json()
+    assert first.headers["content-type"] == "application/json"
+    assert len(written) == 1
 
 
 def test_every_reference_leads_somewhere_and_no_name_tells_of_modules(served):

@@ -206,6 +206,22 @@ def test_a_refused_body_is_not_parsed_and_its_answer_says_that_the_connection_en
     assert sum(parsed) <= 400_000  # what was there before the answer
 
 
+def test_a_body_in_tiny_chunks_is_refused_before_much_of_it_is_parsed(tmp_path, monkeypatch):
+    pieces, on_body = [], Connection.on_body
+
+    def counted(self, body):
+        pieces.append(len(body))
+        on_body(self, body)
+
+    monkeypatch.setattr(Connection, "on_body", counted)
+    head = b"POST /v1/prune HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with fuzzed_server(tmp_path) as (server, _):
+        answer = asyncio.run(exchange(server.address, [head + b"1\r\n \r\n" * 200_000]))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"chunks are too small" in answer
+    assert len(pieces) < 5_000
+
+
 def test_connections_leave_files_for_what_answers_need(tmp_path, monkeypatch, caplog):
     """Those that are open go on; new ones are closed at once, and the log says why."""
 

@@ -159,6 +159,7 @@ TAKEN = {
     "metadata": {"a": "b"},
     "model": "demo",
     "parallel_tool_calls": True,
+    "reasoning": {"effort": "high", "summary": "auto"},
     "stream": True,
     "stream_options": {"include_obfuscation": False},
     "temperature": 0.5,
@@ -175,6 +176,7 @@ IGNORED = {
     "prompt_cache_retention": "24h",
     "safety_identifier": "u",
     "service_tier": "auto",
+    "store": True,
     "user": "u",
 }
 AS_IN_A_CHAT = {
@@ -187,13 +189,15 @@ AS_IN_A_CHAT = {
     "stop": ["end"],
     "top_k": 40,
 }
+TOLD = {"enable_response_messages", "timings_per_token", "return_progress"}
+"""Of other servers' APIs: what the response says beside what OpenAI's does."""
 MARKED = {n: m for n, field in ResponsesRequest.model_fields.items() for m in field.metadata if isinstance(m, Unless)}
 
 
 def test_every_parameter_of_the_openai_package_has_its_place():
     names = {*response_create_params.ResponseCreateParamsBase.__annotations__, "stream"}
     assert names == {*TAKEN, *IGNORED, *MARKED}
-    assert names | {"vision_pruning", *AS_IN_A_CHAT} == set(ResponsesRequest.model_fields)
+    assert names | {"vision_pruning", *AS_IN_A_CHAT, *TOLD} == set(ResponsesRequest.model_fields)
 
 
 def test_vllms_extensions_mean_what_they_mean_in_a_chat(client, engine):
@@ -207,6 +211,54 @@ def test_vllms_extensions_mean_what_they_mean_in_a_chat(client, engine):
     assert post(client, top_k=-2).json()["error"]["param"] == "top_k"
 
 
+@pytest.mark.parametrize(("effort", "thinks"), [("none", False), ("minimal", True), ("high", True)])
+def test_the_effort_reaches_the_template_as_in_vllm(client, engine, effort, thinks):
+    answer = post(client, reasoning={"effort": effort}).json()
+    client.post("/v1/chat/completions", json=chat_body("Hello", reasoning_effort=effort))
+    for request in engine.requests:
+        assert request.template.variables == {"reasoning_effort": effort, "enable_thinking": thinks}
+    response = Response.model_validate(answer)
+    assert (response.reasoning.effort, response.usage.output_tokens_details.reasoning_tokens) == (effort, 0)
+    assert Response.model_validate(post(client).json()).reasoning is None
+
+
+def test_a_variable_of_the_request_has_the_last_word_over_the_effort(client, engine):
+    post(client, reasoning={"effort": "high"}, chat_template_kwargs={"enable_thinking": False})
+    assert engine.requests[0].template.variables == {"reasoning_effort": "high", "enable_thinking": False}
+
+
+def test_an_unknown_effort_is_named(client):
+    for asked, param in (({"effort": "huge"}, "reasoning.effort"), ({"mode": "pro"}, "reasoning.mode")):
+        assert post(client, reasoning=asked).json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_raw_messages_are_the_tokens_and_their_text(client, stream):
+    response = post(client, enable_response_messages=True, stream=stream)
+    answer = events(response.text)[-1]["response"] if stream else response.json()
+    [prompt], [written] = answer["input_messages"], answer["output_messages"]
+    assert (prompt["type"], prompt["tokens"], written["tokens"]) == (
+        "raw_message_tokens",
+        [*range(10)],
+        [100, 101, 102],
+    )
+    assert prompt["message"] == client.post("/detokenize", json={"tokens": prompt["tokens"]}).json()["prompt"]
+    assert written["message"] == client.post("/detokenize", json={"tokens": written["tokens"]}).json()["prompt"]
+    assert "input_messages" not in post(client).json()
+
+
+def test_timings_and_progress_come_where_they_are_asked_for(client):
+    told = events(post(client, stream=True, timings_per_token=True, return_progress=True).text)
+    assert [data["type"] for data in told if "prompt_progress" in data] == ["response.in_progress"]
+    assert told[1]["prompt_progress"] == {"total": 10, "cache": 0, "processed": 10, "time_ms": 5.0}
+    timed = [data["timings"] for data in told if data["type"] == "response.output_text.delta"]
+    assert [timings["predicted_n"] for timings in timed] == [1, 2, 3]
+    last = told[-1]["timings"]
+    assert (last["prompt_n"], last["prompt_per_second"], last["predicted_n"]) == (10, pytest.approx(2000), 3)
+    assert last["predicted_per_second"] == pytest.approx(3e3 / last["predicted_ms"])
+    assert not any({"timings", "prompt_progress"} & set(data) for data in events(post(client, stream=True).text))
+
+
 def test_what_happens_to_every_field_is_documented():
     assert fields.table(fields.RESPONSES) in (Path(__file__).parents[3] / "docs" / "other-apis.md").read_text()
 
@@ -215,6 +267,8 @@ def test_what_happens_to_every_field_is_documented():
 def test_what_is_taken_or_ignored_is_accepted(client, engine, name):
     assert post(client, **{name: (TAKEN | IGNORED)[name]}).status_code == 200
     if name in IGNORED:
+        assert post(client, **{name: IGNORED[name]}).json()["store"] is False
+        engine.requests.pop()
         post(client)
         with_it, without = engine.requests
         assert (with_it.prompt, with_it.sampling) == (without.prompt, without.sampling)
@@ -234,7 +288,7 @@ def test_what_is_not_supported_is_refused_by_name_unless_it_asks_for_nothing(cli
 BAD = {**IMAGE, "image_url": "data:image/png;base64,AAAA"}
 REFUSALS = {
     "an unknown field": (body(zip=1), "zip"),
-    "storage": (body(store=True), "store"),
+    "work in the background": (body(background=True), "background"),
     "an earlier response": (body(previous_response_id="resp_1"), "previous_response_id"),
     "a bad limit": (body(max_output_tokens=0), "max_output_tokens"),
     "a bad temperature": (body(temperature=3), "temperature"),

@@ -89,12 +89,16 @@ def test_a_message_is_the_same_whole_and_streamed(drawn, reason):
     assert built.model_dump(exclude_none=True) == message.model_dump(exclude_none=True)
 
 
+async def unasked(ids):
+    raise AssertionError("nobody asked for tokens")
+
+
 @given(sections, st.sampled_from(["stop", "length", "tool_calls"]))
 @settings(deadline=None)
 def test_a_response_is_the_same_whole_and_streamed(drawn, reason):
     body, record = ResponsesRequest(model="demo", input="a"), RequestRecord("r", "POST")
-    engine = SimpleNamespace(info=SimpleNamespace(sampling={}))
-    whole, events = replies(lambda answer: ResponseReply(body, answer, record, engine), drawn, reason)
+    engine = SimpleNamespace(sampling={})
+    whole, events = replies(lambda answer: ResponseReply(body, answer, record, engine, unasked), drawn, reason)
     Response.model_validate(whole)
     shown = [item["content"][0]["text"] if item["type"] == "message" else item for item in whole["output"]]
     assert [item if isinstance(item, str) else json.loads(item["arguments"]) for item in shown] == said(drawn)

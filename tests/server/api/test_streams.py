@@ -273,3 +273,14 @@ def test_onzeta_counts_no_sizes_and_tells_its_drift(client):
     for number, one in enumerate(groups):
         expected = 1 - float(state["vision_proxies"][:, number] @ text[:, number])
         assert (one["size"], one["drift"]) == (None, pytest.approx(expected, abs=1e-3))
+
+
+def test_a_snapshot_by_another_method_is_refused_as_such(client):
+    streams = [
+        client.post(SESSIONS, json={"classes": SHAPES, "horizon": 5, "method": method}).json()["id"]
+        for method in ("onzeta", "coke")
+    ]
+    for own, other in (streams, streams[::-1]):
+        snapshot = client.get(f"{SESSIONS}/{other}/snapshot").content
+        refused = error(client.put(f"{SESSIONS}/{own}/snapshot", content=snapshot), 400)
+        assert "by the method of this one" in refused["message"]

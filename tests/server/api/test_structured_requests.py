@@ -136,6 +136,14 @@ REFUSED = {
     "bias no number": ({"logit_bias": {"1": "5"}}, "logit_bias[1]", "invalid_type"),
     "more tokens than allowed": ({"min_tokens": 9, "max_tokens": 8}, "min_tokens", "invalid_value"),
     "negative token": ({"stop_token_ids": [-1]}, "stop_token_ids[0]", "invalid_value"),
+    "no token allowed": ({"allowed_token_ids": []}, "allowed_token_ids", "invalid_value"),
+    "half a token": ({"allowed_token_ids": [1.5]}, "allowed_token_ids[0]", "invalid_type"),
+    "told tokens untold": ({"logprob_token_ids": [1]}, "logprob_token_ids", "invalid_value"),
+    "too many told tokens": (
+        {"logprobs": True, "logprob_token_ids": [1] * 129},
+        "logprob_token_ids",
+        "invalid_value",
+    ),
     "an empty bad word": ({"bad_words": [""]}, "bad_words[0]", "invalid_value"),
 }
 

@@ -1,9 +1,10 @@
-"""Clips in chat requests: frames in one data URL reach the engine as sent; the rest is refused and says why."""
+"""Clips in chat requests: files and lists of frames reach the engine; the rest is refused and says why."""
 
 import base64
 import hashlib
 import io
 
+import numpy as np
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
@@ -12,6 +13,7 @@ from covervlm.server import create_app
 from covervlm.server.media.decoding import image_digest
 from covervlm.server.settings import Settings
 from tests.server.api.scripted import ScriptedEngine
+from tests.server.media.video_files import LOSSLESS, encoded, noise, number_of, numbered, video_url
 
 URL = "messages[0].content[0].video_url.url"
 COLORS = ("red", "lime", "blue", "white")
@@ -83,12 +85,17 @@ def test_a_clip_counts_as_one_image_with_one_budget(client, engine):
 @pytest.mark.parametrize(
     ("url", "code", "words"),
     [
-        ("data:video/mp4;base64,AAAAIGZ0eXBpc29t", "invalid_video", "send the clip's frames"),
-        ("data:video/webm;base64,GkXfow==", "invalid_video", "send the clip's frames"),
-        ("data:image/png;base64," + frame("red"), "invalid_video", "send the clip's frames"),
-        ("https://example.com/clip.mp4", "invalid_video", "their frames"),
-        ("file:///etc/passwd", "invalid_video", "their frames"),
-        ("", "invalid_video", "their frames"),
+        ("data:video/mp4;base64,AAAAIGZ0eXBpc29t", "invalid_video", "damaged or cut off"),
+        ("data:video/webm;base64,GkXfow==", "invalid_video", "damaged or cut off"),
+        ("data:video/mp4;base64," + frame("red"), "invalid_video", "MP4, MOV, WebM, MKV, AVI, GIF"),
+        ("data:video/mp4;base64,@@@@", "invalid_video", "The video is not valid base64"),
+        ("data:video/mp4," + frame("red"), "invalid_video", "data:video/mp4;base64,..."),
+        ("data:image/png;base64," + frame("red"), "invalid_video", "is no video type such as video/mp4"),
+        ("data:audio/wav;base64," + frame("red"), "invalid_video", "is no video type such as video/mp4"),
+        ("https://127.0.0.1/clip.mp4", "invalid_video_url", "The host in the video's URL has no public address"),
+        ("ftp://example.com/clip.mp4", "invalid_video", "not as 'ftp' URLs"),
+        ("file:///etc/passwd", "invalid_video", "Videos come as data URLs"),
+        ("", "invalid_video", "The video is empty"),
         ("data:video/jpeg," + frame("red"), "invalid_video", "form"),
         ("data:video/jpeg;base64", "invalid_video", "form"),
         ("data:video/jpeg;base64,", "invalid_image", "Frame 1 of the video: The image is empty"),
@@ -142,6 +149,72 @@ def test_frames_bytes_and_pixels_are_bounded(limits, frames, code):
     else:
         assert refused(response)["code"] == code
         assert engine.requests == []
+
+
+def test_a_files_frames_reach_the_engine_as_if_they_had_been_sent(client, engine):
+    """So they share every cache with the list of the same frames."""
+    pictures = [noise(i) for i in range(40)]
+    for fps, sampled in [(None, np.linspace(0, 39, 32, dtype=int)), (5, np.linspace(0, 39, 8, dtype=int))]:
+        data = encoded(pictures, **LOSSLESS)
+        assert client.post("/v1/chat/completions", json=body(video_url(data), fps=fps)).status_code == 200
+        file = engine.requests[-1].images[0]
+        assert file.fps == pytest.approx((len(sampled) - 1) * 25 / 39)
+        listed = []
+        for index in sampled:
+            buffer = io.BytesIO()
+            pictures[index].save(buffer, "PNG")
+            listed.append(base64.b64encode(buffer.getvalue()).decode())
+        assert client.post("/v1/chat/completions", json=body(clip(*listed), fps=file.fps)).status_code == 200
+        assert engine.requests[-1].images[0].digest == file.digest
+
+
+@pytest.mark.parametrize("media_type", ["video/mp4", "VIDEO/X-MSVIDEO", "video", "application/octet-stream", ""])
+def test_a_file_is_known_by_its_bytes_whatever_it_is_called(client, engine, media_type):
+    data = encoded([numbered(5)], container="matroska")
+    assert client.post("/v1/chat/completions", json=body(video_url(data, media_type))).status_code == 200
+    assert [number_of(frame) for frame in engine.requests[0].images[0].frames] == [5]
+    assert engine.requests[0].images[0].fps == 2.0
+
+
+def test_a_gif_may_say_that_it_is_an_image(client, engine):
+    data = encoded([numbered(i) for i in range(3)], "gif", "gif", "rgb8")
+    for media_type in ("image/gif", "video/gif"):
+        assert client.post("/v1/chat/completions", json=body(video_url(data, media_type))).status_code == 200
+        assert [number_of(frame) for frame in engine.requests[-1].images[0].frames] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("limits", "frames", "code"),
+    [
+        ({"max_video_frames": 3}, [0, 4, 9], None),
+        ({"max_video_pixels": 3 * 64 * 48}, [0, 4, 9], None),
+        ({"max_video_pixels": 64 * 48 - 1}, [], "video_too_large"),
+        ({"max_image_pixels": 64 * 48 - 1}, [], "video_too_large"),
+        ({"max_video_bytes": 500}, [], "video_too_large"),
+    ],
+)
+def test_a_files_frames_bytes_and_pixels_are_bounded(limits, frames, code):
+    engine = ScriptedEngine()
+    data = encoded([numbered(i) for i in range(10)])
+    with TestClient(create_app(Settings(**limits), engine)) as client:
+        response = client.post("/v1/chat/completions", json=body(video_url(data)))
+    if code is None:
+        assert response.status_code == 200
+        assert [number_of(frame) for frame in engine.requests[0].images[0].frames] == frames
+    else:
+        error = refused(response)
+        assert (error["code"], error["param"]) == (code, URL)
+        assert engine.requests == []
+
+
+def test_a_file_may_lie_on_the_server_where_its_folder_is_opened(tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(encoded([numbered(i) for i in range(4)]))
+    engine = ScriptedEngine()
+    with TestClient(create_app(Settings(allowed_media_dir=tmp_path), engine)) as client:
+        assert client.post("/v1/chat/completions", json=body(f"file://{tmp_path}/clip.mp4")).status_code == 200
+        error = refused(client.post("/v1/chat/completions", json=body("file:///etc/passwd")))
+    assert [number_of(frame) for frame in engine.requests[0].images[0].frames] == [0, 1, 2, 3]
+    assert error["code"] == "invalid_video_url"
 
 
 def test_a_model_without_videos_says_so():

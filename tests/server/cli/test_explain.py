@@ -1,5 +1,7 @@
 """`covervlm explain` and `covervlm train --projection`: what they print, draw and refuse."""
 
+import shutil
+
 import pytest
 from PIL import Image, ImageStat
 
@@ -75,6 +77,16 @@ def test_a_projection_is_compared_with_the_embeddings_as_they_are(served, photos
     assert first == f"space@1: {len(SCENES)} pictures judged that it had not learned from"
     assert header.split() == ["space", "R@1", "95", "%", "interval", "R@2", "R@4", "R@8", "NMI"]
     assert [row.split()[0] for row in rows] == ["soft_triple", "unprojected"]
+
+
+def test_a_projection_that_nothing_judges_is_told_by_its_name_and_the_reason(served, photos, run, tmp_path):
+    for name in sorted(folder.name for folder in photos.iterdir())[:2]:
+        shutil.copytree(photos / name, tmp_path / "few" / name)
+    status, text, err = run(
+        "train", "--url", served, "few", tmp_path / "few", "--projection", "kda", "--set", "epochs=1"
+    )
+    assert (status, text) == (0, "few@1\n")
+    assert err.startswith("Nothing was judged: that takes 4 labels")
 
 
 def test_what_is_for_classifiers_is_refused_for_projections(served, photos, run):

@@ -45,6 +45,37 @@ def test_wrong_usage_is_status_2(run, arguments):
     assert "usage: covervlm" in err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["chat"],
+        ["bench"],
+        ["prune", "x.png", "What?"],
+        ["classify", "x.png", "--classes", "a,b"],
+        ["explain", "x.png", "--classifier", "a"],
+        ["train", "a", "x"],
+        ["cluster", "x", "--aspect", "color"],
+        ["stream", "x", "--classes", "a,b"],
+        ["tune", "x", "-o", "x.md"],
+    ],
+)
+def test_a_misspelt_option_is_answered_with_the_nearest_and_the_commands_own_help(run, words):
+    status, out, err = run(*words, "--ulr=http://127.0.0.1:9")
+    assert (status, out) == (2, "")
+    assert err.endswith(
+        f"\ncovervlm {words[0]}: error: unrecognized arguments: --ulr=http://127.0.0.1:9; did you mean --url? "
+        f"See: covervlm {words[0]} --help\n"
+    )
+
+
+def test_an_option_like_no_other_and_one_word_too_many_are_told_with_where_to_look(run):
+    for word in ("--qqqqqq", "many"):
+        status, out, err = run("version", word)
+        assert (status, out) == (2, "")
+        assert err.endswith(f": error: unrecognized arguments: {word}. See: covervlm version --help\n")
+    assert "did you mean --clip-model?" in run("serve", "--clip-modle", "none")[2]
+
+
 def test_an_interrupt_is_status_130(run, monkeypatch, photo):
     def interrupted(arguments):
         raise KeyboardInterrupt

@@ -47,6 +47,12 @@ def test_the_banner_names_the_page_and_a_request():
     assert '"model": "my-llava"' in banner(Settings(model="x", served_model_name="my-llava"), "http://127.0.0.1:8000")
 
 
+def test_the_banner_says_where_a_server_listens_on_every_address():
+    url = "http://127.0.0.1:8000"
+    assert "every address of this machine" in banner(Settings(), url, everywhere=True)
+    assert "every address" not in banner(Settings(), url)
+
+
 def test_the_banner_of_a_server_with_keys_has_a_request_that_carries_one_without_showing_it():
     text = banner(Settings(api_key="sesame"), "http://127.0.0.1:8000")
     assert '-H "Authorization: Bearer $COVERVLM_API_KEY"' in text

@@ -21,6 +21,8 @@ SECONDS = 20
 class Encoder:
     """Makes 300 numbers of a picture, and counts those that are alive."""
 
+    device = torch.device("cpu")
+
     def __init__(self):
         self.alive, self.most, self.lock = weakref.WeakSet(), 0, threading.Lock()
         self.gate = threading.Event()
@@ -63,6 +65,27 @@ async def test_of_many_small_pictures_no_more_than_a_batch_is_ever_there_as_pixe
         assert memory.bytes == 0
     assert [int(row) for row in rows] == [i % 256 for i in range(200)]
     assert 16 <= encoder.most <= 32  # the batch before may not have been collected yet
+
+
+async def test_of_thousands_of_texts_no_more_than_a_part_is_ever_there_as_tokens(batched, encoder):
+    there, most, texts = 0, 0, [f"text {i}" for i in range(1000)]
+
+    def tokenize(part):
+        nonlocal there, most
+        there += len(part)
+        most = max(most, there)
+        return [[int(text.split()[1])] for text in part]
+
+    def embed_ids(ids):
+        nonlocal there
+        there -= len(ids)
+        return torch.tensor(ids, dtype=torch.float32)
+
+    encoder.tokenize, encoder.embed_ids = tokenize, embed_ids
+    rows, tokens = await batched.texts(texts, owner="me", param=str)
+    assert [int(row) for row in rows] == list(range(1000))
+    assert (tokens, there) == (1000, 0)
+    assert most <= 64
 
 
 async def test_pixels_that_find_no_memory_are_not_made(batched, encoder):

@@ -44,6 +44,27 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+async def test_where_a_batch_costs_what_its_items_do_several_callers_each_have_one_of_it(model):
+    with ThreadPoolExecutor(1) as pool:
+        batcher = MicroBatcher(model, pool, max_batch=4, max_waiting=99, max_each=1)
+        greedy = asyncio.create_task(batcher(list(range(100, 112)), owner="greedy"))
+        await asyncio.to_thread(model.entered.acquire)
+        light = asyncio.create_task(batcher([7], owner="light"))
+        await settle()
+        model.gate.set()
+        assert await light == [14]
+        assert await greedy == [2 * i for i in range(100, 112)]
+    assert [len(batch) for batch in model.batches] == [4, 2, *[1] * 7]
+    assert model.batches[1] == [104, 7]
+
+
+async def test_a_lone_caller_has_the_whole_batch(model):
+    model.gate.set()
+    with ThreadPoolExecutor(1) as pool:
+        await MicroBatcher(model, pool, max_batch=4, max_waiting=99, max_each=1)(list(range(8)), owner="me")
+    assert [len(batch) for batch in model.batches] == [4, 4]
+
+
 async def test_a_lone_request_starts_at_once_and_waiting_ones_share_batches(batcher, model):
     first = asyncio.create_task(batcher([1], owner="me"))
     await asyncio.to_thread(model.entered.acquire)

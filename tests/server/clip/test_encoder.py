@@ -136,7 +136,7 @@ async def test_siglips_own_probabilities_are_those_of_transformers(siglip):
     batched = BatchedEncoder(encoder)
     classifiers = Classifiers(None, None, batched, None, None, model="siglip")
     for kind, expected in ((None, logits.sigmoid()), ("sigmoid", logits.sigmoid()), ("softmax", logits.softmax(dim=1))):
-        _, told, answers = await classifiers.classify(
+        _, told, answers, _ = await classifiers.classify(
             Caller("me"),
             images,
             classes=names,
@@ -162,7 +162,7 @@ def test_weights_that_are_no_numbers_are_refused_at_load(siglip, tmp_path, value
         ClipEncoder(str(tmp_path))
 
 
-@pytest.mark.parametrize("prompt", ["a photo of a *", "fruit with a color of *"])
+@pytest.mark.parametrize("prompt", ["a photo of a *", "fruit with a color of *", "*", " *"])
 def test_a_prompt_with_a_learnable_word_reads_as_the_text_with_that_word(encoder, prompt):
     tower = encoder.prompt_tower(prompt)
     words = ["star", "ring", "red"]
@@ -172,12 +172,13 @@ def test_a_prompt_with_a_learnable_word_reads_as_the_text_with_that_word(encoder
     torch.testing.assert_close(ours, reference, atol=1e-5, rtol=0)
 
 
-def test_a_siglip_prompt_reads_as_the_text_with_that_word(siglip):
+@pytest.mark.parametrize("prompt", ["a photo of a *", "*"])
+def test_a_siglip_prompt_reads_as_the_text_with_that_word(siglip, prompt):
     encoder = ClipEncoder(siglip)
-    tower = encoder.prompt_tower("a photo of a *")
+    tower = encoder.prompt_tower(prompt)
     with torch.no_grad():
         ours = tower.encode(tower.words(["star"]))
-    torch.testing.assert_close(ours, encoder.embed_texts(["a photo of a star"]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours, encoder.embed_texts([prompt.replace("*", "star")]), atol=1e-5, rtol=0)
 
 
 def test_gradients_reach_the_word_and_nothing_of_the_model(encoder):
@@ -245,6 +246,12 @@ def test_texts_that_do_not_fit_and_models_that_are_no_clip_are_refused(encoder):
     [([], "at least two"), (["star"], "at least two"), (["star", " Star "], "given twice"), (["star", "  "], "empty")],
 )
 def test_class_names_that_make_no_classifier_are_refused(names, message):
+    with pytest.raises(ValueError, match=message):
+        check_class_names(names)
+
+
+@pytest.mark.parametrize(("names", "message"), [(["star", "Star"], "'star' differs in case"), (["a", "a"], "twice$")])
+def test_a_class_given_twice_is_told_beside_its_like(names, message):
     with pytest.raises(ValueError, match=message):
         check_class_names(names)
 

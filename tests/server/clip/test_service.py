@@ -201,14 +201,14 @@ async def test_class_proxies_are_computed_once_and_as_the_encoder_does(service, 
     first = await service.batched.class_proxies("me", NAMES, ENSEMBLE)
     reference = class_proxies(service.encoder.embed_texts, NAMES)
     assert (first - reference).abs().max() < 1e-5
-    monkeypatch.setattr(service.batched, "texts", None)
+    monkeypatch.setattr(service.batched, "_texts", None)
     assert await service.batched.class_proxies("me", NAMES, ENSEMBLE) is first
 
 
 async def test_what_one_owner_has_had_embedded_makes_no_answer_to_another_faster(service, monkeypatch):
     embedded = []
-    plain = service.batched.texts
-    monkeypatch.setattr(service.batched, "texts", lambda texts, **kw: embedded.append(len(texts)) or plain(texts, **kw))
+    plain = service.batched._texts
+    monkeypatch.setattr(service.batched, "_texts", lambda ids, **kw: embedded.append(len(ids)) or plain(ids, **kw))
     for owner in ("me", "me", "you"):
         await service.batched.class_proxies(owner, NAMES, ENSEMBLE)
     assert embedded == [len(NAMES) * len(ENSEMBLE)] * 2

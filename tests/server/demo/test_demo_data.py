@@ -4,8 +4,10 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from demo_model.scenes import make_scene
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoProcessor, CLIPModel, LlavaForConditionalGeneration
@@ -17,7 +19,7 @@ from covervlm.server.core.generation import (
     PruningPolicy,
     SamplingParams,
 )
-from covervlm.server.demo import clip_path, example_scenes, model_path
+from covervlm.server.demo import clip_path, example_gallery, example_scenes, model_path
 from covervlm.server.engines.embedded.engine import TransformersEngine, TransformersEngineConfig
 
 ROOT = Path(__file__).parents[3]
@@ -129,3 +131,16 @@ def test_examples_are_small_and_of_different_kinds():
     assert 4 <= len(scenes) <= 6
     assert len({scene.answer for scene in scenes}) == len(scenes)
     assert all(scene.path.stat().st_size < 150_000 for scene in scenes)
+
+
+def test_the_gallery_is_small_and_its_names_tell_the_scenes_that_it_shows():
+    pictures = example_gallery()
+    assert len(pictures) == 24
+    assert sum(path.stat().st_size for path in pictures) < 150_000
+    for path in pictures[::8]:
+        color, shape, seed = path.stem.split("-")
+        scene = make_scene(int(seed), 1)
+        assert [(thing.color, thing.shape) for thing in scene.objects] == [(color, shape)]
+        with Image.open(path) as image:
+            difference = np.asarray(image.convert("RGB"), float) - np.asarray(scene.image, float)
+        assert np.abs(difference).mean() < 8

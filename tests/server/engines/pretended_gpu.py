@@ -19,13 +19,25 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 from covervlm.pruners import get_pruner
 from covervlm.server.core.generation import ImagePart, Message
+from covervlm.server.engines.embedded.kv_slots import KVSlots
 from covervlm.server.engines.embedded.model_runner import ModelRunner
 from covervlm.server.engines.embedded.prefix_cache import Prefix
+from covervlm.server.engines.embedded.step_graphs import StepGraphs
+from covervlm.server.engines.embedded.stepping import Rows
 from covervlm.server.models.base import Adapter, Layout
 from covervlm.server.selection.selector import parts_to_prune
 
 _setup_privateuseone_for_python_backend("pretended")
 GPU = torch.device("pretended:0")
+
+
+class RunnerOfSlots(ModelRunner):
+    """As on a GPU, whose graphs are nothing that this device has."""
+
+    def _empty_batch(self) -> Rows:
+        graphs = StepGraphs()
+        graphs._works = False
+        return KVSlots(self._step, graphs, 2**30)
 
 
 def move(adapter: Adapter) -> None:
@@ -59,19 +71,23 @@ def check(adapter: Adapter, picture: Image.Image, pixels: Any) -> None:
     ids = adapter.tokenize((Message("user", (ImagePart(picture, ""), "Where is the star?")),))
     prompts = [adapter.assemble(ids, [image], [places]) for places in (None, image.layout.parts[0].positions[::4])]
     assert {one.device for prompt in prompts for one in prompt} == {GPU}
-    runner = ModelRunner(adapter)
+    for kind in (ModelRunner, RunnerOfSlots):
+        check_steps(kind(adapter), prompts, adapter.vocabulary_size)
+
+
+def check_steps(runner: ModelRunner, prompts: list[tuple[torch.Tensor, torch.Tensor]], vocabulary: int) -> None:
     logits, hidden = runner.prefill([(embeddings, positions[:, :-1]) for embeddings, positions in prompts], [1, 2])
     assert {one.device for one in hidden} == {GPU}
     step = runner.decode([1, 2, 3], [50, 20, 20])
     runner.keep([0, 2])
     fewer = runner.decode([1, 2], [51, 21])
     assert {one.device for one in (logits, step, fewer)} == {GPU}
-    assert [one.shape for one in (logits, step, fewer)] == [(rows, adapter.vocabulary_size) for rows in (2, 3, 2)]
+    assert [one.shape for one in (logits, step, fewer)] == [(rows, vocabulary) for rows in (2, 3, 2)]
     known = runner.read(0)
     assert {side.device for layer in known for side in layer} == {GPU}
     embeddings, positions = prompts[0]
     again, _ = runner.prefill([(embeddings[10:], positions[:, 10:-1])], [1], Prefix(10, known))
-    assert (again.device, again.shape) == (GPU, (1, adapter.vocabulary_size))
+    assert (again.device, again.shape) == (GPU, (1, vocabulary))
 
 
 def main(name: str) -> None:

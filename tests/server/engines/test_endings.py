@@ -68,7 +68,26 @@ async def test_a_bad_word_does_not_appear(engine, ask, answer, scene):
     assert word not in (await plain_answer(engine, ask, answer, scene, bad_words=(word,))).text.split()
 
 
-@pytest.mark.parametrize("sampling", [{"logit_bias": {10**6: 1.0}}, {"stop_token_ids": (10**6,)}])
+async def test_only_allowed_tokens_come_and_the_told_ones_have_their_own_log_probabilities(engine, ask, answer, scene):
+    whole = await plain_answer(engine, ask, answer, scene, top_logprobs=20)
+    [first, *_] = [entry for chunk in whole.chunks for entry in chunk.logprobs]
+    unlikely, likely = first.top[7], first.top[2]
+    got = await plain_answer(
+        engine, ask, answer, scene, allowed_token_ids=(unlikely.id,), logprob_token_ids=(likely.id,), max_tokens=3
+    )
+    entries = [entry for chunk in got.chunks for entry in chunk.logprobs]
+    assert [entry.id for entry in entries] == [unlikely.id] * 3
+    assert [(one.id, one.logprob) for one in entries[0].top] == [
+        (one.id, pytest.approx(one.logprob, abs=1e-5)) for one in (likely, unlikely)
+    ]
+
+
+UNKNOWN = [{"logit_bias": {10**6: 1.0}}] + [
+    {name: (10**6,)} for name in ("stop_token_ids", "allowed_token_ids", "logprob_token_ids")
+]
+
+
+@pytest.mark.parametrize("sampling", UNKNOWN)
 async def test_tokens_that_the_model_does_not_have_are_refused(engine, ask, answer, scene, sampling):
     with pytest.raises(InvalidRequest, match="no token 1000000") as refused:
         await plain_answer(engine, ask, answer, scene, **sampling)

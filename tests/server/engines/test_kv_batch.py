@@ -1,54 +1,19 @@
+"""Rows of a running batch, by both ways to keep their keys and values, against recomputing each row."""
+
 import random
 
+import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaModel
+from transformers import DynamicCache
 
-from covervlm.server.engines.embedded.model_runner import KVBatch
-
-torch.manual_seed(0)
-MODEL = LlamaModel(
-    LlamaConfig(
-        vocab_size=40,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.4,
-    )
-).eval()
+from covervlm.server.engines.embedded.kv_batch import KVBatch
+from tests.server.engines.stepped import MODEL, batch_of_rows, prefill, recomputed, slots, step
 
 
-@torch.inference_mode()
-def prefill(batch: KVBatch, sequences: list[list[int]], repeats: list[int]) -> None:
-    longest = max(map(len, sequences))
-    ids = torch.tensor([s + [0] * (longest - len(s)) for s in sequences])
-    cache = DynamicCache()
-    MODEL(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache, use_cache=True)
-    batch.join([(layer.keys, layer.values) for layer in cache.layers], [len(s) for s in sequences], repeats)
-
-
-@torch.inference_mode()
-def step(batch: KVBatch, tokens: list[int]) -> torch.Tensor:
-    positions = torch.tensor(batch.lengths)[:, None]
-    return MODEL(
-        input_ids=torch.tensor(tokens)[:, None],
-        position_ids=positions,
-        attention_mask=batch.step_mask(),
-        past_key_values=batch.cache,
-        use_cache=True,
-    ).last_hidden_state[:, -1]
-
-
-@torch.inference_mode()
-def recomputed(sequence: list[int]) -> torch.Tensor:
-    return MODEL(input_ids=torch.tensor([sequence])).last_hidden_state[0, -1]
-
-
-def test_any_order_of_joining_leaving_and_stepping_equals_recomputing_each_row():
+@pytest.mark.parametrize("empty", [batch_of_rows, slots, lambda: slots(spare=0)], ids=["batch", "slots", "bare slots"])
+def test_any_order_of_joining_leaving_and_stepping_equals_recomputing_each_row(empty):
     rng = random.Random(3)
-    batch, rows = KVBatch(), []
+    batch, rows = empty(), []
     for _ in range(120):
         action = rng.random()
         if action < 0.25 or not rows:
@@ -67,21 +32,29 @@ def test_any_order_of_joining_leaving_and_stepping_equals_recomputing_each_row()
             for row, hidden in zip(rows, step(batch, tokens), strict=True):
                 torch.testing.assert_close(hidden, recomputed(row), atol=2e-5, rtol=1e-4)
         assert batch.lengths == [len(row) for row in rows]
-        assert batch.width == max(map(len, rows), default=0)
+        if isinstance(batch, KVBatch):
+            assert batch.width == max(map(len, rows), default=0)
+        for row in random.Random(len(rows)).sample(range(len(rows)), min(1, len(rows))):
+            expected = DynamicCache()
+            with torch.inference_mode():
+                MODEL(input_ids=torch.tensor([rows[row]]), past_key_values=expected, use_cache=True)
+            for found, layer in zip(batch.row(row), expected.layers, strict=True):
+                torch.testing.assert_close(found, (layer.keys, layer.values), atol=2e-5, rtol=1e-4)
 
 
 def test_columns_that_no_row_uses_are_cut():
-    batch = KVBatch()
+    batch = batch_of_rows()
     prefill(batch, [[1] * 200, [2] * 5], [1, 1])
     assert batch.width == 200
     batch.keep([1])
     assert batch.width == 5
 
 
-def test_an_emptied_batch_starts_afresh():
-    batch = KVBatch()
+@pytest.mark.parametrize("empty", [batch_of_rows, slots])
+def test_an_emptied_batch_starts_afresh(empty):
+    batch = empty()
     prefill(batch, [[1, 2, 3]], [1])
     batch.keep([])
-    assert (len(batch), batch.width) == (0, 0)
+    assert len(batch) == 0
     prefill(batch, [[4, 5]], [2])
     assert batch.lengths == [2, 2]

@@ -10,7 +10,7 @@ import torch
 from covervlm.server.core.caller import Caller
 from covervlm.server.core.errors import EngineError, EngineOverloaded, InvalidRequest
 from covervlm.server.engines.embedded import mailbox
-from covervlm.server.engines.embedded.worker import StepLimits
+from covervlm.server.engines.embedded.step_limits import StepLimits
 from tests.server.engines.gated import gated, running, until
 
 ENDLESS = {"max_tokens": 400, "ignore_eos": True}

@@ -15,7 +15,7 @@ from covervlm.server.engines.embedded.prefix_cache import PrefixCache, places_of
 from tests.server.conftest import image_part
 from tests.server.models.tiny_internvl import save_tiny_internvl
 from tests.server.models.tiny_llava import save_tiny_llava_next
-from tests.server.models.tiny_qwen import save_tiny_qwen
+from tests.server.models.tiny_qwen import chat, save_tiny_qwen
 from tests.server.models.tiny_qwen3 import save_tiny_qwen3
 
 CHECKPOINTS = {
@@ -204,3 +204,20 @@ async def test_another_callers_prompt_is_read_as_if_it_were_new(scene, answer):
         for owner, cached in (("one", False), ("one", True), ("two", False)):
             got = await answer(engines.remembers, turns(scene(0), "What is this?", caller=Caller(owner)))
             assert bool(got.prompt.cached_tokens) is cached
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
+async def test_a_clip_is_read_once_and_its_moments_are_told_apart(name, tmp_path, scene, answer):
+    CHECKPOINTS[name](tmp_path)
+    frames = [scene(number).resize((64, 48)) for number in (0, 1, 2)]
+    pruning = PruningPolicy(keep_tokens=4, method="vision_coverage")
+    params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, logprobs=True)
+    first, swapped = frames, [*frames[2:], *frames[:2]]
+    asked = [(first, "What is this?"), (first, "What is this? And where?"), (swapped, "What is this? And where?")]
+    async with Engines(tmp_path) as engines:
+        for number, parts in enumerate(asked):
+            request = GenerationRequest("test", chat(*parts), params, pruning)
+            got, expected = await answer(engines.remembers, request), await answer(engines.reads, request)
+            assert got.choices[0].tokens == expected.choices[0].tokens
+            assert got.prompt.token_ids == expected.prompt.token_ids
+            assert (got.prompt.cached_tokens > len(got.prompt.token_ids) // 2) is (number == 1)

@@ -193,3 +193,18 @@ async def test_only_a_text_can_be_continued(engine, messages):
     with pytest.raises(InvalidRequest) as refused:
         await engine.tokenize(request(messages, options))
     assert refused.value.param == "continue_final_message"
+
+
+@pytest.mark.parametrize(
+    ("policy", "param"),
+    [
+        (PruningPolicy(parameters=(("tau_vision", ""),)), "vision_pruning.parameters.tau_vision"),
+        (PruningPolicy(parameters=(("tau", None),)), "vision_pruning.parameters.tau"),
+    ],
+)
+async def test_pruning_that_cannot_be_is_refused_where_there_is_nothing_to_prune(engine, answer, policy, param):
+    asked = request((Message("user", ("Hello",)),), pruning=policy)
+    for call in (engine.tokenize, lambda one: answer(engine, one)):
+        with pytest.raises(InvalidRequest) as refused:
+            await call(asked)
+        assert refused.value.param == param

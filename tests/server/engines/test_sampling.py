@@ -142,6 +142,24 @@ def test_a_bias_decides_a_greedy_answer():
     assert draw(params, 3) == [4, 4, 4]
 
 
+def test_a_greedy_answer_takes_the_likeliest_of_the_allowed_tokens():
+    params = SamplingParams(temperature=0, allowed_token_ids=(5, 3, 4))
+    assert not params.is_plain_argmax
+    assert draw(params, 3) == [3, 3, 3]
+
+
+def test_draws_come_from_the_allowed_tokens_alone_in_their_proportions():
+    counts = collections.Counter(draw(SamplingParams(allowed_token_ids=(1, 3), seed=1), 20_000))
+    expected = LOGITS[[1, 3]].softmax(-1).tolist()
+    assert [counts[1] / 20_000, counts[3] / 20_000] == pytest.approx(expected, abs=0.012)
+
+
+def test_nothing_allowed_that_is_not_banned_is_an_error_for_the_caller():
+    params = SamplingParams(bad_words=("x",), allowed_token_ids=(2,))
+    with pytest.raises(EngineError, match="allowed_token_ids"):
+        sample(Sampler(params, (), choice=0, banned=[[2]]), LOGITS)
+
+
 def test_the_end_is_held_back_for_min_tokens_and_no_longer():
     sampler = Sampler(SamplingParams(temperature=0, min_tokens=3), (7, 8), choice=0, end_ids={0})
     assert [sample(sampler, LOGITS) for _ in range(5)] == [1, 1, 1, 0, 0]

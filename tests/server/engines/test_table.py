@@ -7,8 +7,7 @@ import pytest
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from covervlm.server.engines.table import architectures_table
-from covervlm.server.models.registry import ARCHITECTURES, adapter_class
-from covervlm.server.models.unserved import UNSERVED
+from covervlm.server.models.registry import ARCHITECTURES, UNSERVED, adapter_class
 
 DOCS = Path(__file__).parents[3] / "docs" / "architectures.md"
 

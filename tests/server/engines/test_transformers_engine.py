@@ -11,8 +11,11 @@ from covervlm.server.demo import model_path
 from covervlm.server.engines.embedded import engine as engine_module
 from covervlm.server.engines.embedded import packed_weights
 from covervlm.server.engines.embedded.engine import TransformersEngine, TransformersEngineConfig
+from covervlm.server.engines.embedded.kv_slots import KVSlots
+from covervlm.server.engines.embedded.model_runner import ModelRunner
 from covervlm.server.models.checkpoint import Checkpoint, load_adapter
 from covervlm.server.models.processor import visual_words
+from tests.server.engines.stepped import Replayed
 
 QUESTIONS = [
     "What color is the star?",
@@ -115,6 +118,30 @@ async def test_answers_with_packed_weights_equal_generate(monkeypatch, plain, as
             assert got.choices[0].tokens == generate(plain, scene(number), question, 20)
     finally:
         await packed.stop()
+
+
+async def test_steps_replayed_from_slots_answer_as_generate_does_while_rows_come_and_go(
+    monkeypatch, plain, ask, answer, scene
+):
+    """As on a GPU, but for the graph, in whose place the step of the time when it was captured is run again."""
+    graphs: list[Replayed] = []
+
+    def slots(runner: ModelRunner) -> KVSlots:
+        graphs.append(Replayed())
+        return KVSlots(runner._step, graphs[-1], 2**30)
+
+    monkeypatch.setattr(ModelRunner, "_empty_batch", slots)
+    replaying = TransformersEngine(TransformersEngineConfig(str(model_path()), max_running=3))
+    await replaying.start()
+    try:
+        asked = [(number, question) for number in range(2) for question in QUESTIONS]
+        requests = [ask(scene(n), question, max_tokens=5 + 4 * n, logprobs=True) for n, question in asked]
+        answers = await asyncio.gather(*(answer(replaying, one) for one in requests))
+        for (number, question), got in zip(asked, answers, strict=True):
+            assert got.choices[0].tokens == generate(plain, scene(number), question, 5 + 4 * number)
+    finally:
+        await replaying.stop()
+    assert sum(one.replays for one in graphs) > sum(one.captures for one in graphs) > 0
 
 
 async def test_text_without_an_image_equals_generate(engine, plain, ask, answer):

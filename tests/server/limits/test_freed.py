@@ -47,6 +47,51 @@ async def test_many_releases_are_one_trim_and_the_next_ones_another(monkeypatch)
     assert trimmed == [0, 0]
 
 
+async def test_at_rest_memory_is_trimmed_too_but_not_over_and_over(monkeypatch):
+    monkeypatch.setattr(freed, "_SECONDS", 0.0)
+    give_back, trimmed, asked = FreedMemory(), [], []
+    give_back._trim = trimmed.append
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "call_later", lambda seconds, call: asked.append(seconds) or loop.call_soon(call))
+    for number in (1, 2):
+        give_back.at_rest()
+        give_back.at_rest()
+        async with asyncio.timeout(SECONDS):
+            while len(trimmed) < number:
+                await asyncio.sleep(0)
+    assert asked[0] == 0
+    assert freed._APART - 1 < asked[1] <= freed._APART
+    assert len(asked) == 2
+
+
+def test_a_trim_that_comes_due_while_the_server_stops_is_left_out(monkeypatch):
+    monkeypatch.setattr(freed, "_SECONDS", 0.0)
+    give_back, wrong = FreedMemory(), []
+    give_back._trim = lambda _: None
+
+    async def stop():
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: wrong.append(context))
+        await loop.shutdown_default_executor()
+        give_back()
+        while give_back._due is not None:
+            await asyncio.sleep(0)
+
+    asyncio.run(stop())
+    assert not wrong
+
+
+def test_it_is_told_when_nothing_is_held_any_more():
+    calls = []
+    callers = Callers(memory=InFlight(100, at_rest=lambda: calls.append(0)))
+    with callers.request("a") as one:
+        one.hold(10)
+        with callers.request("b") as other:
+            other.hold(10)
+        assert not calls
+    assert calls == [0]
+
+
 @pytest.mark.parametrize(("sizes", "told"), [([MUCH], 1), ([MUCH - 1], 0), ([MUCH // 2] * 5, 0), ([2 * MUCH] * 3, 3)])
 def test_it_is_told_when_much_of_what_was_held_at_a_time_is_released(sizes, told):
     calls = []

@@ -18,6 +18,7 @@ import covervlm
 from covervlm.clients.overlay import draw_overlay
 from covervlm.server.core.errors import InvalidRequest
 from covervlm.server.demo import example_scenes, model_path
+from covervlm.server.settings import SettingsError
 
 SCENES = example_scenes()
 SCENE = SCENES[0]
@@ -124,10 +125,11 @@ def test_a_stream_is_the_answer_in_pieces(model):
 
 def test_leaving_a_stream_ends_the_generation(model):
     cancelled = "covervlm_requests_cancelled_total"
-    before = model._metrics.registry.get_sample_value(cancelled)
+    registry = model._conversation.metrics.registry
+    before = registry.get_sample_value(cancelled)
     for _ in model.stream(SCENE.path, "Describe the image.", ignore_eos=True):
         break
-    assert model._metrics.registry.get_sample_value(cancelled) == before + 1
+    assert registry.get_sample_value(cancelled) == before + 1
     assert model.ask(SCENE.path, SCENE.question, keep_tokens=64).text.strip() == SCENE.answer
 
 
@@ -186,11 +188,26 @@ def test_fields_of_sampling_have_the_servers_names(model):
         ({"method": "guess"}, "guess"),
         ({"temperature": 9}, "temperature"),
         ({"keep_tokens": [1, 2]}, "keep_tokens"),
+        ({"keep_token": 4}, "'keep_token'; did you mean 'keep_tokens'"),
+        ({"max_token": 4}, "'max_token'; did you mean 'max_tokens'"),
+        ({"stop": ["half \ud800"]}, "half a character"),
     ],
 )
 def test_a_wrong_field_is_named(model, options, named):
     with pytest.raises(InvalidRequest, match=named):
         model.ask(SCENE.path, SCENE.question, **options)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(model):
+    for keep in (np.int64(16), torch.tensor(16), [np.int32(16)]):
+        answer = model.ask(SCENE.path, SCENE.question, keep_tokens=keep, max_tokens=np.int64(4))
+        assert answer.images[0].kept == 16
+    assert model.select(SCENE.path, SCENE.question, keep_ratio=np.float32(0.25)).kept == 144
+
+
+def test_half_a_character_is_refused_as_over_http(model):
+    with pytest.raises(InvalidRequest, match="half a character"):
+        model.ask(SCENE.path, "What is \ud83d?")
 
 
 def test_what_is_no_image_is_refused(model, tmp_path):
@@ -220,10 +237,15 @@ def test_threads_may_ask_at_once(model):
 
 def test_a_script_may_end_without_closing_and_servers_variables_change_nothing():
     program = f"""
+import threading
 import covervlm
 model = covervlm.load("demo", threads=1)
 answer = model.ask({str(SCENE.path)!r}, {SCENE.question!r})
 print(answer.text, answer.usage.image_tokens)
+long = {{"max_tokens": 400, "ignore_eos": True}}
+threading.Thread(target=model.ask, args=({str(SCENE.path)!r}, "Why?"), kwargs=long, daemon=True).start()
+for _ in model.stream({str(SCENE.path)!r}, "Why?", **long):
+    break
 """
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -234,11 +256,14 @@ print(answer.text, answer.usage.image_tokens)
         env={"COVERVLM_KEEP_TOKENS": "8", "COVERVLM_MODEL": "nothing", "OMP_NUM_THREADS": "1", "HOME": "/nonexistent"},
     )
     assert (done.returncode, done.stdout.split()) == (0, [SCENE.answer, "576"]), done.stderr
+    assert "Error" not in done.stderr
 
 
 def test_a_closed_model_says_so_and_one_that_is_not_there_is_not_loaded(tmp_path):
     with pytest.raises(Exception, match="model: "):
         covervlm.load(tmp_path / "none")
+    with pytest.raises(SettingsError, match=r"^dtype: input should be .*, not 'int8'$"):
+        covervlm.load("demo", dtype="int8")
     with pytest.raises(RuntimeError, match="abacus"):
         covervlm.load("demo", device="abacus")
     model = covervlm.load("demo", threads=1)

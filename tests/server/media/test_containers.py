@@ -119,6 +119,17 @@ def test_many_parts_are_fine_where_they_hold_much():
     assert open_image(data, LIMITS).decoded().size == (8, 8)
 
 
+def test_a_png_may_have_a_chunk_for_each_row():
+    rows = b"".join(chunk(b"IDAT", bytes(900)) for _ in range(7000))
+    assert scans(PNG[:33] + rows + PNG[33:]) == 1
+
+
+def test_headers_of_a_jpeg_are_bounded_however_large_it_is():
+    headers = b"\xff\xfe\0\2" * (MOST_PARTS + 1)
+    with pytest.raises(InvalidRequest, match=f"more than {MOST_PARTS}"):
+        scans(JPEG[:2] + headers + b"\xff\xe0\xff\xff" + bytes(10 * MIB) + JPEG[2:])
+
+
 STARTS = [PNG[:33], JPEG[:20], of_scans(1), GIF[:FIRST_IMAGE], WEBP[:20], run_length_bmp(9, 9), b""]
 PIECES = st.sampled_from(
     [b"\xff\xda", b"\xff\xc4\0\2", b"\xff\xfe", b"\xff", b"!\xfe", b"!\xf9\4", b"IDAT", b"\0\0\0", b"RIFF"]

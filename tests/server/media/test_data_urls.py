@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from covervlm.server.core.errors import InvalidRequest
 from covervlm.server.media import data_urls
-from covervlm.server.media.data_urls import decode_base64, image_bytes
+from covervlm.server.media.data_urls import decode_base64, media_bytes
 
 MOST = 1_000_000
 DATA = bytes(range(250, 256)) * 3  # both letters in which the URL-safe alphabet differs
@@ -37,7 +37,7 @@ SPELLINGS = {
 
 @pytest.mark.parametrize("kind", SPELLINGS)
 def test_what_programs_write_is_read(kind):
-    assert image_bytes(SPELLINGS[kind], MOST) == DATA
+    assert media_bytes(SPELLINGS[kind], MOST) == DATA
 
 
 @given(data=st.binary(min_size=1, max_size=40), url_safe=st.booleans(), padded=st.sampled_from(["=", "%3D", "%3d", ""]))
@@ -50,7 +50,7 @@ def test_both_alphabets_are_read_with_padding_and_without(data, url_safe, padded
 def test_any_text_is_read_or_refused_in_words(text):
     answer = "The image was read."
     try:
-        assert image_bytes(text, 40)
+        assert media_bytes(text, 40)
     except InvalidRequest as refused:
         answer = str(refused)
     assert answer.startswith(("The ", "This server", "Images come"))
@@ -81,17 +81,17 @@ def test_any_text_is_read_or_refused_in_words(text):
 )
 def test_other_urls_are_refused_and_say_why(url, words):
     with pytest.raises(InvalidRequest, match=words) as refused:
-        image_bytes(url, MOST)
+        media_bytes(url, MOST)
     assert refused.value.code == "invalid_image"
 
 
 @pytest.mark.parametrize(("size", "fits"), [(9, True), (10, True), (11, False), (12, False), (1000, False)])
 def test_encoded_bytes_are_counted(size, fits):
     if fits:
-        assert len(image_bytes(b64(bytes(size)), 10)) == size
+        assert len(media_bytes(b64(bytes(size)), 10)) == size
     else:
         with pytest.raises(InvalidRequest, match="more than 10 bytes"):
-            image_bytes(b64(bytes(size)), 10)
+            media_bytes(b64(bytes(size)), 10)
 
 
 def test_too_many_bytes_are_refused_before_base64_is_decoded(monkeypatch):
@@ -100,7 +100,23 @@ def test_too_many_bytes_are_refused_before_base64_is_decoded(monkeypatch):
 
     monkeypatch.setattr(data_urls.base64, "b64decode", decoded)
     with pytest.raises(InvalidRequest, match="more than 10 bytes"):
-        image_bytes("A" * 1000, 10)
+        media_bytes("A" * 1000, 10)
+
+
+@pytest.mark.parametrize("lines", ["", "\r\n"])
+def test_the_standard_library_which_keeps_other_threads_waiting_decodes_no_long_texts(monkeypatch, lines):
+    data = bytes(range(256)) * 8192
+    encoded, lengths = b64(data), []
+    text = lines.join(encoded[i : i + 76] for i in range(0, len(encoded), 76))
+    decode = base64.b64decode
+
+    def counted(piece, **options):
+        lengths.append(len(piece))
+        return decode(piece, **options)
+
+    monkeypatch.setattr(data_urls.base64, "b64decode", counted)
+    assert decode_base64(text, 2**22) == data
+    assert sum(lengths) < len(encoded) / 4
 
 
 @pytest.mark.parametrize("length", [*range(1, 30), 3 * 8, 3 * 8 + 1])

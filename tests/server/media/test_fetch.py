@@ -9,7 +9,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from covervlm.server.core.errors import InvalidRequest
 from covervlm.server.media.addresses import AddressPolicy
+from covervlm.server.media.kinds import VIDEO
 from tests.server.media.remote import OK, Names, fetching, redirect, refusal, serving
 
 CERTIFICATES = Path(__file__).parents[1] / "certificates"
@@ -109,6 +111,7 @@ async def test_redirects_are_followed_with_each_place_checked():
             "/file": redirect("file:///etc/passwd"),
             "/secret": redirect(f"http://user:secret@b.test:{port}/image"),
             "/malformed": redirect("http://[:::]/"),
+            "/unjoinable": redirect("http:////[80fe"),
             "/image": OK,
         }
         async with serving(OK, "127.0.0.2", port) as (second, _), serving(OK, "127.0.0.3", port) as (inside, _):
@@ -118,9 +121,10 @@ async def test_redirects_are_followed_with_each_place_checked():
                 assert "no public address" in str(await refusal(fetch, f"http://a.test:{port}/inside"))
                 assert "http and https" in str(await refusal(fetch, f"http://a.test:{port}/file"))
                 assert "user name" in str(await refusal(fetch, f"http://a.test:{port}/secret"))
-                assert "could not be fetched" in str(await refusal(fetch, f"http://a.test:{port}/malformed"))
+                assert "is malformed" in str(await refusal(fetch, f"http://a.test:{port}/malformed"))
+                assert "is malformed" in str(await refusal(fetch, f"http://a.test:{port}/unjoinable"))
     assert f"Host: b.test:{port}" in second.heads[0]
-    assert (len(first.heads), len(second.heads), len(inside.heads)) == (7, 1, 0)
+    assert (len(first.heads), len(second.heads), len(inside.heads)) == (8, 1, 0)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -158,8 +162,8 @@ async def test_hosts_outside_the_allow_list_are_not_even_looked_up():
     [
         ("http://user:secret@127.0.0.1/a.png", "user name"),
         ("http://user@127.0.0.1/a.png", "user name"),
-        ("http:///a.png", "http and https"),
-        ("http://", "http and https"),
+        ("http:///a.png", "names no host"),
+        ("http://", "names no host"),
         ("http://exa mple.com/", "no public address|malformed|could not"),
         ("http://[::1/", "malformed"),
         ("http://127.0.0.1:99999/", "malformed"),
@@ -170,7 +174,7 @@ async def test_hosts_outside_the_allow_list_are_not_even_looked_up():
         ("http://xn--a.test/", "malformed|no public address"),
         ("http://" + "a" * 70_000 + "/", "malformed"),
         ("http://\ud800.test/", "malformed"),
-        ("gopher://127.0.0.1/", "http and https"),
+        ("gopher://127.0.0.1/", "http and https URLs only; send this one as a data URL"),
     ],
 )
 async def test_urls_that_cannot_be_fetched_say_why(url, words):
@@ -228,3 +232,12 @@ async def test_one_owner_waits_for_servers_that_say_nothing_while_others_fetch()
         assert begun == 32
         opened.set()
         assert await asyncio.gather(*silent) == [b"image"] * 100
+
+
+async def test_a_video_is_asked_for_and_refused_as_one():
+    async with serving(OK) as (server, port), fetching() as fetch:
+        assert await fetch(f"http://127.0.0.1:{port}/", 1000, kind=VIDEO) == b"image"
+        assert "accept: video/*\r\n" in server.heads[0].lower()
+        with pytest.raises(InvalidRequest, match="The video has more than 4 bytes") as refused:
+            await fetch(f"http://127.0.0.1:{port}/", 4, kind=VIDEO)
+    assert refused.value.code == "video_too_large"

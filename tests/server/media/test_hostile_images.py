@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from covervlm.server.core.errors import InvalidRequest
-from covervlm.server.media.data_urls import image_bytes
+from covervlm.server.media.data_urls import media_bytes
 from covervlm.server.media.decoding import ImageLimits, open_image
 
 LIMITS = ImageLimits(max_bytes=1_000_000, max_pixels=100_000)
@@ -68,7 +68,7 @@ IMAGES = {
 @pytest.mark.parametrize("kind", IMAGES)
 def test_what_is_an_image_among_other_things_is_that_image(kind):
     url = "data:image/png;base64," + base64.b64encode(IMAGES[kind]).decode()
-    image = open_image(image_bytes(url, LIMITS.max_bytes), LIMITS).decoded()
+    image = open_image(media_bytes(url, LIMITS.max_bytes), LIMITS).decoded()
     assert image.mode == "RGB"
     red, green, blue = np.asarray(image).reshape(-1, 3).T
     assert red.min() > 250

@@ -4,12 +4,14 @@ import asyncio
 import base64
 import io
 import threading
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from covervlm.server.core.caller import ANONYMOUS, Caller, Callers, InFlight
 from covervlm.server.core.errors import EngineOverloaded, InvalidRequest
+from covervlm.server.core.pace import IMAGES
 from covervlm.server.media import images
 from covervlm.server.media.decoding import ImageLimits, image_digest
 from covervlm.server.media.images import ImageLoader
@@ -41,8 +43,25 @@ async def test_images_load_off_the_event_loop_with_the_refusal_naming_the_part()
         await loader.close()
 
 
+async def test_images_beyond_a_keys_pace_wait_before_anything_is_read_of_them(loader, monkeypatch):
+    waited, url = [], b64(encoded(Image.new("RGB", (1, 1))))
+
+    async def at_once(seconds):
+        waited.append(seconds)
+
+    monkeypatch.setattr(images, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": at_once}))
+    callers = Callers(clock=lambda: 100.0)
+    with callers.request("greedy") as greedy, callers.request("other") as other:
+        for _ in range(IMAGES + 3):
+            await loader.load(url, param="p", caller=greedy)
+        assert waited == pytest.approx([1 / IMAGES, 2 / IMAGES, 3 / IMAGES])
+        await loader.load(url, param="p", caller=other)
+    await loader.load(url, param="p", caller=Caller())
+    assert len(waited) == 3
+
+
 async def test_remote_images_are_decoded_like_any_other_and_refused_by_name():
-    async def fetch(url, max_bytes, *, owner, hold):
+    async def fetch(url, max_bytes, *, owner, hold, pace, kind):
         assert max_bytes == LIMITS.max_bytes
         if url == "https://images.test/red.png":
             return encoded(Image.new("RGB", (2, 2), "red"))
@@ -111,7 +130,7 @@ async def test_what_is_fetched_or_read_is_charged_until_it_is_decoded(tmp_path):
     """The encoded bytes, wherever they come from, as a body's are; afterwards only the pixels."""
     data, memory, seen = encoded(Image.new("RGB", (1, 1), "red")), InFlight(LIMITS.max_bytes + 100), []
 
-    async def fetch(url, max_bytes, *, owner, hold):
+    async def fetch(url, max_bytes, *, owner, hold, pace, kind):
         for _ in data:
             hold(1)
         seen.append(memory.bytes)

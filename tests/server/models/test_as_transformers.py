@@ -1,18 +1,23 @@
 """The architectures of recent years answer as transformers does, whole and pruned, alone and together."""
 
 import asyncio
+import base64
+import io
 from itertools import cycle
 from types import SimpleNamespace
 
 import pytest
 import torch
+from starlette.testclient import TestClient
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from covervlm.pruners import get_pruner
+from covervlm.server import create_app
 from covervlm.server.core.generation import GenerationRequest, PruningPolicy, SamplingParams
 from covervlm.server.engines.embedded.engine import TransformersEngine, TransformersEngineConfig
 from covervlm.server.models.checkpoint import Checkpoint, load_adapter
 from covervlm.server.selection.selector import parts_to_prune
+from covervlm.server.settings import Settings
 from tests.server.models import tiny_internvl, tiny_onevision, tiny_qwen3
 from tests.server.models.plain_generate import generate
 from tests.server.models.tiny_qwen import chat
@@ -68,6 +73,10 @@ def greedy(adapter, prompt, steps):
     return tokens, torch.stack(logits)
 
 
+def shown(tokenizer, ids):
+    return [text for token in ids if (text := tokenizer.decode([token], skip_special_tokens=True))]
+
+
 def encode(adapter, parts):
     inputs = [
         adapter.preprocess_video(part, 2.0) if isinstance(part, list) else adapter.preprocess(part)
@@ -100,28 +109,17 @@ def test_pruned_output_equals_the_whole_prompt_without_the_dropped_tokens(kits, 
     pruner = get_pruner("mmtok", **adapter.architecture.pruner_params)
     kept = [image.layout.positions(pruner.select(parts_to_prune(image, pruner, text, seed=0), 2)) for image in images]
     inputs = made.kit.inputs_of(made.model, made.tokenizer, parts)
-    stays, start = torch.ones(inputs["input_ids"].shape[1], dtype=torch.bool), 0
-    spans = runs(inputs["input_ids"][0].tolist(), set(adapter.chat.placeholders.values()), images)
-    for start, image, places in zip(spans, images, kept, strict=True):
-        stays[start : start + image.layout.total] = False
-        stays[start + places] = True
+    stays = torch.ones(inputs["input_ids"].shape[1], dtype=torch.bool)
+    of_vision = torch.isin(inputs["input_ids"][0], torch.tensor([*adapter.chat.placeholders.values()])).nonzero()[:, 0]
+    for own, places in zip(of_vision.split([image.layout.total for image in images]), kept, strict=True):
+        stays[own] = False
+        stays[own[places]] = True
     expected, expected_logits = made.kit.pruned_by_hand(made.model, made.tokenizer, parts, inputs, stays, 6)
     prompt = adapter.assemble(adapter.tokenize(chat(*parts)), images, kept)
     assert len(prompt[0]) == int(stays.sum()) < len(stays)
     tokens, logits = greedy(adapter, prompt, 6)
     assert tokens == expected[: len(tokens)]
     torch.testing.assert_close(logits, expected_logits[: len(tokens)], atol=2e-4, rtol=2e-4)
-
-
-def runs(ids, placeholders, images):
-    """Where each image's tokens begin among the expanded ids."""
-    starts, place = [], 0
-    for image in images:
-        while ids[place] not in placeholders:
-            place += 1
-        starts.append(place)
-        place += image.layout.total
-    return starts
 
 
 @pytest.mark.parametrize("name", KITS)
@@ -136,13 +134,14 @@ def test_batched_encoding_equals_one_by_one(kits, noise, name):
         assert batched.intact
 
 
+@pytest.mark.parametrize("case", ["two images", "clip between images"])
 @pytest.mark.parametrize("name", KITS)
 @torch.inference_mode()
-def test_half_precision_answers_as_transformers_in_half_precision(kits, noise, name):
+def test_half_precision_answers_as_transformers_in_half_precision(kits, noise, name, case):
     made = kits(name)
     adapter = load_adapter(Checkpoint(made.path, dtype="bfloat16"))
     model = AutoModelForImageTextToText.from_pretrained(made.path, dtype=torch.bfloat16).eval()
-    parts = made.kit.PROMPTS["two images"](noise)
+    parts = made.kit.PROMPTS[case](noise)
     inputs = made.kit.inputs_of(model, made.tokenizer, parts)
     embeddings, positions = adapter.assemble(adapter.tokenize(chat(*parts)), encode(adapter, parts))
     positions = positions[:, None, :-1] if adapter.position_axes > 1 else positions[:, :-1]
@@ -161,9 +160,6 @@ async def test_the_engine_answers_as_transformers_and_together_as_alone(kits, an
         sampling = SamplingParams(temperature=0.0, max_tokens=8, logprobs=True)
         return GenerationRequest("test", chat(*parts), sampling, PruningPolicy(**pruning))
 
-    def shown(ids):
-        return [text for token in ids if (text := made.tokenizer.decode([token], skip_special_tokens=True))]
-
     prompts = [make(noise) for make in made.kit.PROMPTS.values()]
     methods = cycle(["mmtok", "vision_coverage", "divprune", "cdpruner", "random", "uniform"])
     pruned = [request(parts, keep_tokens=6, method=next(methods), return_indices=True) for parts in prompts]
@@ -179,7 +175,48 @@ async def test_the_engine_answers_as_transformers_and_together_as_alone(kits, an
         inputs = made.kit.inputs_of(made.model, made.tokenizer, parts)
         assert got.prompt.prompt_tokens == inputs["input_ids"].shape[1]
         assert list(got.prompt.token_ids) == inputs["input_ids"][0].tolist()
-        assert got.choices[0].tokens == shown(generate(made.model, inputs, 8)[0])
+        assert got.choices[0].tokens == shown(made.tokenizer, generate(made.model, inputs, 8)[0])
     for one, other in zip(together, alone, strict=True):
         assert one.choices[0].tokens == other.choices[0].tokens
         assert [image.indices for image in one.prompt.images] == [image.indices for image in other.prompt.images]
+
+
+def wire_part(part):
+    """A part of a message in OpenAI's terms; frames are PNG, so that no pixel changes."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    encoded = []
+    for image in part if isinstance(part, list) else [part]:
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        encoded.append(base64.b64encode(buffer.getvalue()).decode())
+    if isinstance(part, list):
+        return {"type": "video_url", "video_url": {"url": "data:video/jpeg;base64," + ",".join(encoded)}}
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded[0]}"}}
+
+
+@pytest.mark.parametrize("case", ["clip", "clip between images"])
+@pytest.mark.parametrize("name", KITS)
+def test_clips_over_http_are_answered_as_by_transformers(kits, noise, name, case):
+    made = kits(name)
+    parts = made.kit.PROMPTS[case](noise)
+    body = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": list(map(wire_part, parts))}],
+        "temperature": 0,
+        "max_tokens": 8,
+        "logprobs": True,
+    }
+    settings = Settings(model=str(made.path), served_model_name="tiny", threads=1, clip_model="none")
+    with TestClient(create_app(settings)) as client:
+        whole = client.post("/v1/chat/completions", json=body).json()
+        pruned = client.post("/v1/chat/completions", json={**body, "vision_pruning": {"keep_tokens": 6}}).json()
+    inputs = made.kit.inputs_of(made.model, made.tokenizer, parts)
+    tokens = [entry["token"] for entry in whole["choices"][0]["logprobs"]["content"]]
+    assert tokens == shown(made.tokenizer, generate(made.model, inputs, 8)[0])
+    assert whole["usage"]["prompt_tokens"] == inputs["input_ids"].shape[1]
+    layouts = [image.layout for image in encode(made.adapter, parts)]
+    told = [(image["total"], image["kept"]) for image in pruned["vision_pruning"]["images"]]
+    assert told == [(layout.total, layout.kept(6)) for layout in layouts]
+    dropped = sum(layout.total - layout.kept(6) for layout in layouts)
+    assert whole["usage"]["prompt_tokens"] - pruned["usage"]["prompt_tokens"] == dropped > 0

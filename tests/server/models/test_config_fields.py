@@ -228,7 +228,7 @@ TABLE["qwen3_vl"] = OF_ALL | {
         ({"vision_config.deepstack_visual_indexes": [0, 7]}, "should ascend"),
     ],
     "image_token_id": TABLE["qwen2_5_vl"]["image_token_id"],
-    "video_token_id": [({"video_token_id": 100_000}, SAME)],  # clips are refused
+    "video_token_id": TABLE["qwen2_5_vl"]["video_token_id"],
     "vision_start_token_id": [({"vision_start_token_id": 3}, SAME)],
     "vision_end_token_id": [({"vision_end_token_id": 3}, SAME)],
 }

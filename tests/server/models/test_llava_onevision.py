@@ -1,14 +1,30 @@
 """LLaVA-OneVision's tokens are transformers' own, and each belongs to the tile that it shows."""
 
+import json
 import math
+import shutil
 
 import pytest
 import torch
 from torch.nn.functional import interpolate
-from transformers import LlavaOnevisionForConditionalGeneration
+from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
+from covervlm.server.core.generation import GenerationRequest, PruningPolicy, SamplingParams
+from covervlm.server.engines.embedded.engine import TransformersEngine, TransformersEngineConfig
 from covervlm.server.models.checkpoint import Checkpoint, load_adapter
-from tests.server.models.tiny_onevision import PATCH, PIXELS, SIDE, frame, image_processor, save_tiny_onevision, vision
+from tests.server.models.plain_generate import generate
+from tests.server.models.tiny_onevision import (
+    PATCH,
+    PIXELS,
+    QUESTION,
+    SIDE,
+    frame,
+    image_processor,
+    inputs_of,
+    save_tiny_onevision,
+    vision,
+)
+from tests.server.models.tiny_qwen import chat
 
 SIZES = [(24, 24), (20, 24), (48, 24), (60, 25), (96, 96), (96, 90), (70, 96), (72, 96), (1, 1), (200, 2), (3, 96)]
 
@@ -127,3 +143,36 @@ def test_a_clip_is_priced_by_its_frames(adapter, noise):
     cost = adapter.architecture.cost(40, 30, processor, frames=5)
     assert cost.numbers == adapter.preprocess_video([noise(40, 30)] * 5, 1.0)["pixel_values"].numel()
     assert PATCH * SIDE == PIXELS
+
+
+async def test_pictures_and_clips_stand_where_the_template_writes_them(folder, plain, answer, noise, tmp_path):
+    """The published template writes a message's images first, its clips then, and its texts last."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    kinds = "".join(
+        "{% for part in message.content if part.type == '" + kind + "' %}" + written + "{% endfor %}"
+        for kind, written in {"image": "<image>", "video": "<video>", "text": "{{ part.text }}"}.items()
+    )
+    template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }} \n" + kinds + "<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    first, second = noise(20, 24), noise(48, 24, seed=1)
+    clips = [[noise(40, 30, seed=seed + i) for i in range(3)] for seed in (2, 7)]
+    engine = TransformersEngine(TransformersEngineConfig(str(tmp_path), threads=1))
+    await engine.start()
+    try:
+        sampling = SamplingParams(temperature=0.0, max_tokens=8, logprobs=True)
+        prompt = chat(clips[0], first, clips[1], second, QUESTION)
+        got = await answer(engine, GenerationRequest("test", prompt, sampling, PruningPolicy(return_indices=True)))
+    finally:
+        await engine.stop()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    inputs = inputs_of(plain, tokenizer, (first, second, *clips, QUESTION))
+    expected = generate(plain, inputs, 8)[0]
+    assert list(got.prompt.token_ids) == inputs["input_ids"][0].tolist()
+    assert got.choices[0].tokens == [
+        text for token in expected if (text := tokenizer.decode([token], skip_special_tokens=True))
+    ]
+    tokens = [len(vision(plain, part)) for part in (clips[0], first, clips[1], second)]
+    assert [image.total for image in got.prompt.images] == tokens  # reports stay in the request's order

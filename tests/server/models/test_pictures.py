@@ -18,7 +18,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from covervlm.server.core.errors import InvalidRequest
 from covervlm.server.models.pictures import crop_cost, crop_pixels, mosaic_cost, mosaic_pixels, tile_cost, tile_pixels
-from covervlm.server.models.qwen2_5_vl import Qwen2_5_VL, _most_pixels, _patches
+from covervlm.server.models.qwen2_5_vl import Qwen2_5_VL, _most_pixels, _patches, _resized
 
 MIB = 2**20
 SIZES = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
@@ -29,7 +29,9 @@ def qwen_cost(width, height, processor):
 
 
 def qwen_pixels(image, processor):
-    return _patches(image, processor, _most_pixels(processor, clip=False))["pixel_values"]
+    return _patches(image, processor, _resized(*image.size, processor, _most_pixels(processor, clip=False)))[
+        "pixel_values"
+    ]
 
 
 CROP, TILES, QWEN = (crop_cost, crop_pixels), (tile_cost, tile_pixels), (qwen_cost, qwen_pixels)

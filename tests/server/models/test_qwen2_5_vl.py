@@ -175,7 +175,7 @@ def test_a_clip_has_one_part_for_each_pair_of_frames(adapter, noise):
 
 
 def test_frames_of_a_clip_are_smaller_than_stills_may_be(adapter, noise, monkeypatch):
-    monkeypatch.setattr("covervlm.server.models.qwen2_5_vl._FRAME_PIXELS", 28 * 28 * 9)
+    monkeypatch.setattr("covervlm.server.models.qwen2_5_vl._FRAME_TOKENS", 9)
     frame = noise(400, 400)
     assert adapter.preprocess(frame)["grid"].tolist() == [1, 16, 16]
     assert adapter.preprocess_video([frame, frame], 2.0)["grid"].tolist() == [1, 6, 6]
@@ -214,8 +214,9 @@ def test_a_placeholder_in_a_text_is_text(adapter, noise, placeholder):
 
 
 def test_an_image_too_long_for_the_processor_is_the_callers_mistake(adapter, noise):
-    with pytest.raises(InvalidRequest, match="aspect ratio"):
+    with pytest.raises(InvalidRequest, match=r"2000 x 1 .* aspect ratio .* cut it into pieces") as refused:
         adapter.preprocess(noise(2000, 1))
+    assert refused.value.code == "image_too_large"
 
 
 @pytest.mark.parametrize("sizes", [[], [(56, 56), (56, 84)]])

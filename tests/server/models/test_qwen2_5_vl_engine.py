@@ -16,6 +16,7 @@ from covervlm.server.core.errors import InvalidRequest
 from covervlm.server.core.generation import GenerationRequest, PruningPolicy, SamplingParams
 from covervlm.server.engines.embedded.engine import TransformersEngine, TransformersEngineConfig
 from covervlm.server.settings import Settings
+from tests.server.media.video_files import LOSSLESS, encoded, video_url
 from tests.server.models.plain_generate import generate
 from tests.server.models.tiny_qwen import PROMPTS, QUESTION, chat, transformers_inputs
 
@@ -119,3 +120,21 @@ def test_a_clip_over_http_is_answered_as_by_transformers(tiny_qwen, plain_qwen, 
     assert tokens == shown(qwen_tokenizer, expected)
     assert whole["usage"]["prompt_tokens"] == inputs["input_ids"].shape[1]
     assert [(image["total"], image["kept"]) for image in pruned["vision_pruning"]["images"]] == [(12, 4)]
+
+
+@pytest.mark.parametrize(("asked", "kept"), [({}, range(6)), ({"fps": 12.5}, (0, 2, 5))])
+def test_a_video_file_over_http_is_answered_as_its_frames_by_transformers(
+    tiny_qwen, plain_qwen, qwen_tokenizer, noise, asked, kept
+):
+    frames = [noise(84, 56, seed=i) for i in range(6)]
+    video = {"url": video_url(encoded(frames, gop=3, **LOSSLESS)), **asked}
+    content = [{"type": "video_url", "video_url": video}, {"type": "text", "text": QUESTION}]
+    body = {"model": "tiny", "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 10}
+    settings = Settings(model=str(tiny_qwen), served_model_name="tiny", threads=1, clip_model="none")
+    with TestClient(create_app(settings)) as client:
+        got = client.post("/v1/chat/completions", json={**body, "logprobs": True}).json()
+    rate = (len(kept) - 1) * 25 / 5  # 0.2 s between the first frame and the last
+    inputs = transformers_inputs(qwen_tokenizer, ([frames[i] for i in kept], QUESTION), rate)
+    expected, _ = generate(plain_qwen, inputs, 10)
+    assert [entry["token"] for entry in got["choices"][0]["logprobs"]["content"]] == shown(qwen_tokenizer, expected)
+    assert got["usage"]["prompt_tokens"] == inputs["input_ids"].shape[1]

@@ -7,9 +7,10 @@ import torch
 from transformers import Qwen3VLForConditionalGeneration
 
 from covervlm.server.core.errors import InvalidRequest
+from covervlm.server.core.generation import Message, VideoPart
 from covervlm.server.models.checkpoint import Checkpoint, load_adapter
-from tests.server.models.tiny_qwen import chat
-from tests.server.models.tiny_qwen3 import image_processor, save_tiny_qwen3
+from tests.server.models.tiny_qwen import TEMPLATE, chat
+from tests.server.models.tiny_qwen3 import image_processor, inputs_of, save_tiny_qwen3
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +26,16 @@ def adapter(folder):
 
 
 @pytest.fixture(scope="module")
+def plain(folder):
+    return Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
 def encoded(adapter, noise):
     return adapter.encode([adapter.preprocess(noise(224, 160))])[0]
 
 
-def test_each_token_has_the_features_of_its_four_patches_and_what_deeper_layers_add(adapter, folder, noise, encoded):
-    plain = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+def test_each_token_has_the_features_of_its_four_patches_and_what_deeper_layers_add(adapter, plain, noise, encoded):
     inputs = image_processor()(noise(224, 160), return_tensors="pt")
     with torch.inference_mode():
         seen = plain.model.visual(inputs.pixel_values, grid_thw=inputs.image_grid_thw)
@@ -62,8 +67,40 @@ def test_the_language_model_reads_what_deeper_layers_add(adapter, noise, encoded
     assert not torch.allclose(read, without, atol=1e-2)
 
 
-def test_clips_are_refused(adapter, noise):
+@pytest.mark.parametrize("count", [1, 2, 5, 8])
+@pytest.mark.parametrize("fps", [0.3, 1.0, 2.0, 24.0])
+def test_every_moment_is_told_after_its_time_and_has_the_positions_of_an_image(adapter, plain, noise, fps, count):
+    frames = [noise(96, 64, seed=i) for i in range(count)]
+    inputs = inputs_of(plain, adapter.tokenizer, ("Look:", frames, "What happens?"), fps)
+    ids = adapter.tokenize((Message("user", ("Look:", VideoPart(tuple(frames), "", fps), "What happens?")),))
+    [encoded] = adapter.encode([adapter.preprocess_video(frames, fps)])
+    moments = -(-count // 2)
+    assert len(adapter.chat.slots(ids)) == encoded.layout.slots == len(encoded.layout.parts) == moments
+    assert adapter.expanded(ids, encoded.layout.counts()) == inputs["input_ids"][0].tolist()
+    expected, _ = plain.model.get_rope_index(**{k: v for k, v in inputs.items() if not k.startswith("pixel")})
+    _, positions = adapter.assemble(ids, [encoded])
+    assert positions[:, :-1].tolist() == expected[:, 0].tolist()
+
+
+def test_kept_tokens_stay_with_the_moment_that_they_show(adapter, noise):
+    frames = [noise(96, 64, seed=i) for i in range(5)]
+    ids = adapter.tokenize(chat(frames, "What happens?"))
+    [encoded] = adapter.encode([adapter.preprocess_video(frames, 2.0)])
+    kept = torch.tensor([0, 5, 7, 12, 13, 17])  # six to a moment
+    assert encoded.layout.counts(kept) == [2, 1, 3]
+    embeddings, _ = adapter.assemble(ids, [encoded], [kept])
+    slots, read = adapter.chat.slots(ids), encoded.at(kept)
+    for moment, own in enumerate(read.split([2, 1, 3])):
+        first = slots[moment] + sum((2, 1, 3)[:moment]) - moment
+        assert torch.equal(embeddings[first : first + len(own)], own)
+    assert len(embeddings) == len(ids) - 3 + 6
+
+
+def test_a_template_without_clips_says_so(folder, noise):
+    adapter = load_adapter(Checkpoint(folder))
+    adapter.chat.processor.chat_template = TEMPLATE.replace("part.type == 'video'", "false")
     with pytest.raises(InvalidRequest, match="not videos"):
         adapter.tokenize(chat([noise(56, 56)], "What happens?"))
+    adapter.chat.processor.chat_template = TEMPLATE.replace("<|video_pad|>", "<|image_pad|>")
     with pytest.raises(InvalidRequest, match="not videos"):
-        adapter.preprocess_video([noise(56, 56)], 2.0)
+        adapter.tokenize(chat([noise(56, 56)], "What happens?"))

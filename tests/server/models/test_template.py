@@ -1,10 +1,14 @@
 """What chat templates have a place for, tried on templates of the kinds that checkpoints have."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from covervlm.server.core.errors import InvalidRequest
+from covervlm.server.core.generation import Message, TemplateOptions, ToolCall, ToolUse
+from covervlm.server.models.processor import ChatProcessor
 from covervlm.server.models.template import ChatTemplate
 from covervlm.server.tools.prompt import definitions
 
@@ -83,3 +87,30 @@ def test_what_a_template_has_a_place_for_is_found_out(name):
         return texts[0]
 
     assert ChatTemplate.tried(render) == EXPECTED[name]
+
+
+class ReadsArguments:
+    """A processor whose template goes through a call's arguments one by one."""
+
+    @staticmethod
+    def tokenizer(text, **_):
+        return SimpleNamespace(input_ids=[])
+
+    def apply_chat_template(self, chat, *, tools, add_generation_prompt, continue_final_message, tokenize):
+        texts, _ = render_jinja_template(
+            conversations=[chat],
+            tools=tools,
+            chat_template=TEMPLATES["of another kind"],
+            add_generation_prompt=add_generation_prompt,
+        )
+        return texts[0]
+
+
+@pytest.mark.parametrize("arguments", ["[1]", "{at: top", '"top"', "null"])
+def test_arguments_that_a_template_cannot_read_are_refused_by_their_place(arguments):
+    chat = ChatProcessor(ReadsArguments(), {})
+    calls = (ToolCall("c", "look", "{}"), ToolCall("d", "look", arguments))
+    messages = [Message("user", ("Where?",)), Message("assistant", ("",), calls), Message("tool", ("7",), (), "c")]
+    with pytest.raises(InvalidRequest, match="should be an object in JSON") as refused:
+        chat._render(messages, TemplateOptions(), ToolUse())
+    assert refused.value.param == "messages[1].tool_calls[1].function.arguments"

@@ -1,11 +1,13 @@
-"""A tiny InternVL3 checkpoint, and what transformers itself makes of prompts with images."""
+"""A tiny InternVL3 checkpoint, and what transformers itself makes of prompts with images and clips."""
 
 import json
 from pathlib import Path
 
 import torch
+from PIL.Image import Image
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.internvl.processing_internvl import InternVLProcessor
 
 from tests.server.models.byte_tokenizer import byte_tokenizer
 from tests.server.models.plain_generate import plain_greedy
@@ -34,6 +36,21 @@ PROMPTS = {
     "tiny image": lambda noise: (noise(1, 1), QUESTION),
     "thin image": lambda noise: (noise(200, 2), QUESTION),
     "two images": lambda noise: (noise(50, 24), "then", noise(94, 96, seed=1), QUESTION),
+    "clip": lambda noise: ([noise(40, 30, seed=i) for i in range(3)], QUESTION),
+    "long clip": lambda noise: ([noise(40, 30, seed=i) for i in range(18)], QUESTION),
+    "one frame": lambda noise: ([noise(40, 30)], QUESTION),
+    "adjacent clips": lambda noise: (
+        [noise(40, 30, seed=i) for i in range(4)],
+        [noise(30, 40, seed=i) for i in (7, 8)],
+    ),
+    "clip between images": lambda noise: (
+        noise(40, 90),
+        QUESTION,
+        [noise(40, 30, seed=i) for i in range(5)],
+        "and",
+        noise(30, 60, seed=9),
+        QUESTION,
+    ),
 }
 
 
@@ -90,22 +107,38 @@ def image_processor() -> GotOcr2ImageProcessorPil:
     return GotOcr2ImageProcessorPil(size={"height": PIXELS, "width": PIXELS}, max_patches=6)
 
 
-def tiles(image) -> torch.Tensor:
-    """(crops, 3, H, W)"""
-    return image_processor()(image, crop_to_patches=True, return_tensors="pt").pixel_values
+def tiles(part) -> torch.Tensor:
+    """(crops, 3, H, W): of an image, or of the frames of a clip, which are a tile each."""
+    clip = isinstance(part, list)
+    return image_processor()(part, crop_to_patches=not clip, return_tensors="pt").pixel_values
+
+
+def spelled(tokenizer, text, parts) -> str:
+    """A chat's text as transformers' own processor spells it, which cannot be built: its clips need torchvision."""
+    processor = InternVLProcessor.__new__(InternVLProcessor)
+    processor.tokenizer, processor.image_seq_length = tokenizer, 4
+    processor.image_token, processor.video_token = NAMED["context_image_token"], NAMED["video_token"]
+    processor.start_image_token, processor.end_image_token = NAMED["start_image_token"], NAMED["end_image_token"]
+    images, clips = [], []
+    for part in parts:
+        if isinstance(part, list):
+            clips.append(processor.replace_video_token({"pixel_values_videos": [tiles(part)]}, 0))
+        elif not isinstance(part, str):
+            images.append(processor.replace_image_token({"num_patches": [len(tiles(part))]}, 0))
+    if images or clips:
+        [text], _ = processor.get_text_with_replacements([text], images, clips)
+    return text
 
 
 def inputs_of(model, tokenizer, parts):
-    """What transformers' own processor would feed the model, put together without it: it needs torchvision."""
-    text, images = "<|im_start|>user\n", []
-    for part in parts:
-        if not isinstance(part, str):
-            images.append(tiles(part))
-            part = "<img>" + "<IMG_CONTEXT>" * 4 * len(images[-1]) + "</img>\n"
-        text += part
-    ids = torch.tensor([tokenizer(text + "<|im_end|>\n<|im_start|>assistant\n").input_ids])
+    """What transformers' own processor feeds the model: its own spelling, pixels put together without it."""
+    marks = {list: "<video>\n", Image: "<IMG_CONTEXT>\n"}
+    text = "".join(part if isinstance(part, str) else marks[type(part)] for part in parts)
+    text = spelled(tokenizer, f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n", parts)
+    ids = torch.tensor([tokenizer(text).input_ids])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return inputs | ({"pixel_values": torch.cat(images)} if images else {})
+    pixels = [tiles(part) for part in parts if not isinstance(part, str)]
+    return inputs | ({"pixel_values": torch.cat(pixels)} if pixels else {})
 
 
 @torch.inference_mode()

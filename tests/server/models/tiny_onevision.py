@@ -1,6 +1,7 @@
 """A tiny LLaVA-OneVision checkpoint, and what transformers itself makes of prompts with images and clips."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ PROMPTS = {
     "thin image": lambda noise: (noise(200, 2), QUESTION),
     "two images": lambda noise: (noise(48, 24), "then", noise(94, 96, seed=1), QUESTION),
     "clip": lambda noise: ([noise(40, 30, seed=i) for i in range(3)], QUESTION),
+    "one frame": lambda noise: ([noise(40, 30)], QUESTION),
     "clip between images": lambda noise: (
         noise(20, 24),
         [noise(40, 30, seed=i) for i in range(2)],
@@ -116,7 +118,8 @@ def vision(model, part) -> torch.Tensor:
     if isinstance(part, list):
         tokens = model.get_video_features(torch.stack([frame(one) for one in part])[None]).pooler_output[0]
         # Older releases add the newline later.
-        return tokens if len(tokens) % len(part) else torch.cat([tokens, model.model.image_newline[None]])
+        pooled = len(part) * math.ceil(SIDE / 2) ** 2
+        return tokens if len(tokens) > pooled else torch.cat([tokens, model.model.image_newline[None]])
     inputs = image_processor()(part, return_tensors="pt")
     return model.get_image_features(inputs.pixel_values, inputs.image_sizes).pooler_output[0]
 

@@ -103,21 +103,21 @@ def chat(*parts) -> tuple[Message, ...]:
     return (Message("user", tuple(map(wrap, parts))),)
 
 
-def still(image):
+def still(image, processor=None):
     """transformers' inputs of one image: patches and grid."""
-    inputs = Qwen2VLImageProcessorPil(**PIXELS)(image, return_tensors="pt")
+    inputs = (processor or Qwen2VLImageProcessorPil(**PIXELS))(image, return_tensors="pt")
     return inputs.pixel_values, inputs.image_grid_thw
 
 
-def clip(frames):
+def clip(frames, processor=None):
     """Patches and grid of a clip by plain loops over its frames' own patches."""
     frames = frames + [frames[-1]] * (len(frames) % 2)
-    patches = [still(frame)[0].view(-1, 3, 2, 14 * 14)[:, :, 0] for frame in frames]
+    patches = [still(frame, processor)[0].unflatten(1, (3, 2, -1))[:, :, 0] for frame in frames]
     rows = []
     for first, second in zip(patches[::2], patches[1::2], strict=True):
         for p in range(len(first)):
             rows.append(torch.cat([torch.cat([first[p, c], second[p, c]]) for c in range(3)]))
-    _, height, width = still(frames[0])[1][0].tolist()
+    _, height, width = still(frames[0], processor)[1][0].tolist()
     return torch.stack(rows), torch.tensor([[len(frames) // 2, height, width]])
 
 

@@ -23,6 +23,10 @@ def asked(method, **parameters):
 def test_parameters_reach_the_method_before_those_of_the_architecture():
     pruner = pruner_for(asked("mmtok", alpha=2, tau_text=0.5), {"tau_text": 0.01, "tau_vision": 0.3})
     assert pruner == get_pruner("mmtok", alpha=2.0, tau_text=0.5, tau_vision=0.3)
+    # Null is as good as absent.
+    assert pruner_for(asked("mmtok", tau_text=None, alpha=2), {"tau_text": 0.01}) == get_pruner(
+        "mmtok", alpha=2.0, tau_text=0.01
+    )
     assert pruner_for(asked("holov", regions=2), {}) == get_pruner("holov", regions=2)
 
 
@@ -30,6 +34,7 @@ def test_parameters_reach_the_method_before_those_of_the_architecture():
     ("method", "parameters", "param"),
     [
         ("mmtok", {"tau": 1.0}, "tau"),
+        ("mmtok", {"tau": None}, "tau"),
         ("mmtok", {"regions": 4}, "regions"),
         ("mmtok", {"alpha": 0}, "alpha"),
         ("mmtok", {"alpha": "1"}, "alpha"),
@@ -38,7 +43,7 @@ def test_parameters_reach_the_method_before_those_of_the_architecture():
         ("mmtok", {"tau_text": 1e-9}, "tau_text"),
         ("holov", {"regions": 65}, "regions"),
         ("holov", {"regions": 2.5}, "regions"),
-        ("cdpruner", {"relevance": "clip"}, "relevance"),
+        ("cdpruner", {"relevance": "clap"}, "relevance"),
         ("random", {"x" * 60: 1}, "x" * 60),
     ],
 )
@@ -57,7 +62,7 @@ def test_the_schema_of_a_method_has_its_fields_and_takes_its_defaults(method):
     assert set(schema["properties"]) == {field.name for field in fields(cls)}
     defaults = {field.name: field.default for field in fields(cls)}
     Draft202012Validator(schema).validate(json.loads(json.dumps(defaults)))
-    assert pruner_for(asked(method, **defaults), {}) == get_pruner(method)
+    assert pruner_for(asked(method, **defaults), {}, scales=True) == get_pruner(method)
 
 
 def test_selections_that_no_question_changes_are_remembered_by_their_parameters():

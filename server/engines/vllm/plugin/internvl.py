@@ -13,8 +13,9 @@ from vllm.model_executor.models.interns1 import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from covervlm.server.engines.vllm.plugin.model import PruningModel
+from covervlm.server.engines.vllm.plugin.plan import Plan
 from covervlm.server.engines.vllm.plugin.processor import PruningProcessor, with_pillow
-from covervlm.server.models.base import ImageTokens, Layout
+from covervlm.server.models.base import ImageTokens
 
 
 class PruningInternVLProcessor(PruningProcessor, InternS1MultiModalProcessor):
@@ -27,9 +28,7 @@ class PruningInternVLProcessor(PruningProcessor, InternS1MultiModalProcessor):
 class PruningInternVL(PruningModel, InternS1ForConditionalGeneration):
     """vLLM's class for transformers' InternVL, which also takes pruned images."""
 
-    def _look(
-        self, images: Sequence[dict[str, Any]], layouts: Sequence[Layout], cls_attention: bool
-    ) -> list[ImageTokens]:
+    def _look(self, images: Sequence[dict[str, Any]], plans: Sequence[Plan], cls_attention: bool) -> list[ImageTokens]:
         pixels = [image["pixel_values"] for image in images]
         states = self.vision_tower(pixel_values=torch.cat(pixels))[:, 1:]
         side = int(states.shape[1] ** 0.5)
@@ -40,7 +39,7 @@ class PruningInternVL(PruningModel, InternS1ForConditionalGeneration):
         architecture: Any = self.selections.architecture
         outputs = (tokens, architecture.averaged(states))
         flat = [[crops.flatten(0, 1) for crops in output.split(sizes)] for output in outputs]
-        return [ImageTokens(*one) for one in zip(layouts, *flat, strict=True)]
+        return [ImageTokens(*one) for one in zip(self._layouts(plans), *flat, strict=True)]
 
     def _only(self, kwargs: dict[str, Any], wanted: Sequence[int]) -> dict[str, Any]:
         """The inputs of some of a batch's images; crops are those of all images one after another."""

@@ -21,9 +21,10 @@ from vllm.model_executor.models.utils import WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.processing import BaseDummyInputsBuilder, BaseMultiModalProcessor, BaseProcessingInfo
 
-from covervlm.server.engines.vllm.plugin.model import PruningModel
+from covervlm.server.engines.vllm.plugin.model import PruningModel, pixels_of
+from covervlm.server.engines.vllm.plugin.plan import Plan
 from covervlm.server.engines.vllm.plugin.processor import PruningProcessor, with_pillow
-from covervlm.server.models.base import ImageTokens, Layout
+from covervlm.server.models.base import ImageTokens
 from covervlm.server.models.llava import cls_attention
 
 TOWER_NAMES = WeightsMapper(
@@ -76,12 +77,10 @@ def _cls_attention(tower: CLIPVisionModel, layers: int) -> Iterator[list[Tensor]
 
 
 class PruningLlavaTower(PruningModel):
-    """How a LLaVA tower looks at images: `pixel_values` of one or several crops each."""
+    """How a LLaVA tower looks at images, of one or several crops each, and at the frames of clips."""
 
-    def _look(
-        self, images: Sequence[dict[str, Any]], layouts: Sequence[Layout], cls_attention: bool
-    ) -> list[ImageTokens]:
-        pixels = [image["pixel_values"][0] for image in images]
+    def _look(self, images: Sequence[dict[str, Any]], plans: Sequence[Plan], cls_attention: bool) -> list[ImageTokens]:
+        pixels = [pixels_of(image)[0] for image in images]
         crops = [tensor if tensor.dim() == 4 else tensor[None] for tensor in pixels]
         layers = self.config.vision_config.num_hidden_layers
         with ExitStack() as stack:
@@ -90,14 +89,12 @@ class PruningLlavaTower(PruningModel):
         tokens = self.multi_modal_projector(features)
         sizes = [len(crop) for crop in crops]
         rows = [row.flatten() for row in seen[0].split(sizes)] if seen else [None] * len(sizes)
-        # (height, width) of an image, where its layout depends on them.
-        shapes = [tuple(image["image_sizes"][0].tolist()[::-1]) if "image_sizes" in image else () for image in images]
         architecture: Any = self.selections.architecture
         packed = [
-            [architecture.packed(*one) for one in zip(both.split(sizes), shapes, strict=True)]
+            [architecture.packed(own, plan.shape) for own, plan in zip(both.split(sizes), plans, strict=True)]
             for both in (tokens, features)
         ]
-        return [ImageTokens(*one) for one in zip(layouts, *packed, rows, strict=True)]
+        return [ImageTokens(*one) for one in zip(self._layouts(plans), *packed, rows, strict=True)]
 
 
 @MULTIMODAL_REGISTRY.register_processor(

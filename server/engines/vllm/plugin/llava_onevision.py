@@ -1,4 +1,4 @@
-"""LLaVA-OneVision with pruning, for vLLM; clips are read whole."""
+"""LLaVA-OneVision with pruning, for vLLM."""
 
 from vllm.model_executor.models.llava_onevision import (
     LlavaOnevisionDummyInputsBuilder,
@@ -22,6 +22,6 @@ class PruningLlavaOnevisionProcessor(PruningProcessor, LlavaOnevisionMultiModalP
     dummy_inputs=LlavaOnevisionDummyInputsBuilder,
 )
 class PruningLlavaOnevision(PruningLlavaTower, LlavaOnevisionForConditionalGeneration):
-    """vLLM's LLaVA-OneVision that also takes pruned images."""
+    """vLLM's LLaVA-OneVision that also takes pruned images and clips."""
 
     hf_to_vllm_mapper = TOWER_NAMES | LlavaOnevisionForConditionalGeneration.hf_to_vllm_mapper

@@ -12,6 +12,7 @@ from vllm.exceptions import VLLMValidationError
 
 from covervlm.server.core.generation import PruningPolicy
 from covervlm.server.core.pruning_policy import VisionPruning, pruning_policy
+from covervlm.server.core.wire import UNKNOWN
 from covervlm.server.engines.vllm.plugin.plan import FIELD
 
 
@@ -67,8 +68,10 @@ def _parsed(model: type[P], option: object) -> P:
         parsed = model.model_validate(dict(option))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = ".".join(str(step) for step in first["loc"][:2] if isinstance(step, str))
-        message = "is not an option of pruning" if first["type"] == "extra_forbidden" else first["msg"]
+        unknown = first["type"] == UNKNOWN
+        place = (*first["loc"], first["ctx"]["name"]) if unknown else first["loc"]
+        field = ".".join(str(step) for step in place[:2] if isinstance(step, str))
+        message = "is not an option of pruning" if unknown else first["msg"]
         raise refusal(f"{FIELD}{'.' if field else ''}{field}: {message}", field) from None
     if parsed.coverage is not None:
         raise refusal(

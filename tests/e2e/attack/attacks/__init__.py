@@ -2,6 +2,7 @@
 
 from tests.e2e.attack.attacks import (
     browsers,
+    clips,
     connections,
     fetching,
     files,
@@ -19,6 +20,7 @@ from tests.e2e.attack.registry import TABLE
 __all__ = [
     "TABLE",
     "browsers",
+    "clips",
     "connections",
     "fetching",
     "files",

@@ -6,7 +6,7 @@ import numpy as np
 
 from tests.e2e.attack.attacker import Attacker
 from tests.e2e.attack.registry import REFUSED, attack
-from tests.e2e.attack.served import ATTACKER
+from tests.e2e.attack.target import ATTACKER
 
 REBOUND = (
     "evil.test",
@@ -31,8 +31,8 @@ async def rebound(attacker: Attacker) -> None:
     for host in (
         "127.0.0.1",
         "localhost",
-        f"127.0.0.1:{attacker.served.port}",
-        f"localhost:{attacker.served.port}",
+        f"127.0.0.1:{attacker.target.port}",
+        f"localhost:{attacker.target.port}",
         "[::1]",
     ):
         if (await attacker.request("GET", "/v1/models", headers={"Host": host}, counted=False)).status != 200:

@@ -12,7 +12,7 @@ import numpy as np
 from tests.e2e.attack import images, process
 from tests.e2e.attack.attacker import Attacker
 from tests.e2e.attack.registry import REFUSED, attack
-from tests.e2e.attack.served import ATTACKER, WELL_BEHAVED
+from tests.e2e.attack.target import ATTACKER, WELL_BEHAVED
 
 STARTED = REFUSED | {200, 201, 202, 409}
 PATIENCE = 20.0
@@ -118,7 +118,7 @@ async def queued_pictures(attacker: Attacker) -> None:
             if job["state"] == "queued":
                 await attacker.request("DELETE", f"/v1/jobs/{job['id']}", counted=False)
         await asyncio.sleep(2)
-        charged = attacker.served.gauges()["covervlm_inflight_bytes"]
+        charged = attacker.target.gauges()["covervlm_inflight_bytes"]
         left = await asyncio.to_thread(resident_beyond_idle, attacker)
         if left > 512 * 2**20:
             attacker.complain(
@@ -130,7 +130,7 @@ async def queued_pictures(attacker: Attacker) -> None:
 
 
 def resident_beyond_idle(attacker: Attacker) -> int:
-    return process.resident(attacker.served.pid) - attacker.served.idle
+    return process.resident(attacker.target.pid) - attacker.target.idle
 
 
 @attack("uploads of embeddings, as large as they may be", answers=STARTED, limit=30)

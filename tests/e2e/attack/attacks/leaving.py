@@ -6,7 +6,7 @@ from tests.e2e.attack import images
 from tests.e2e.attack.attacker import Attacker
 from tests.e2e.attack.bodies import chat, classify, embed
 from tests.e2e.attack.registry import REFUSED, attack
-from tests.e2e.attack.served import STRICT
+from tests.e2e.attack.target import STRICT
 
 SERVED = REFUSED | {0, 200}
 

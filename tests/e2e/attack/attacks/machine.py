@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from tests.e2e.attack.attacker import Attacker
 from tests.e2e.attack.attacks.jobs import finished, fit, upload
 from tests.e2e.attack.attacks.store import SESSION, SESSIONS, STORED
 from tests.e2e.attack.bodies import chat, classify
+from tests.e2e.attack.children import ROOT
 from tests.e2e.attack.registry import REFUSED, attack
-from tests.e2e.attack.served import ATTACKER, INFLIGHT, ROOT, WATCHER, Server
+from tests.e2e.attack.served import Server
+from tests.e2e.attack.target import ATTACKER, INFLIGHT, WATCHER
 
 MIB = 2**20
 CONTAINER = Path("/sys/fs/cgroup/memory") if Path("/sys/fs/cgroup/memory").is_dir() else Path("/sys/fs/cgroup")
@@ -43,7 +46,7 @@ def small_disk(folder: Path) -> Sequence[str]:
 
 @attack("a full disk", once=True, answers=STORED, wrapper=small_disk, needs=no_mounts, limit=40)
 async def full_disk(attacker: Attacker) -> None:
-    inside = Path(f"/proc/{attacker.served.pid}/root{attacker.served.folder}")
+    inside = Path(f"/proc/{attacker.target.pid}/root{attacker.target.folder}")
     kept = [(await attacker.post(SESSIONS, SESSION)).json()["id"] for _ in range(3)]
     filler = inside / "filler"
     with contextlib.suppress(OSError), filler.open("wb") as file:
@@ -73,7 +76,7 @@ def own_namespace(folder: Path) -> Sequence[str]:
 
 def as_the_server(attacker: Attacker, *command: str) -> None:
     """In the server's own view of the disks."""
-    where = ["nsenter", "-t", str(attacker.served.pid), "-m"]
+    where = ["nsenter", "-t", str(attacker.target.pid), "-m"]
     subprocess.run([*where, *command], check=True, capture_output=True)
 
 
@@ -87,7 +90,7 @@ def as_the_server(attacker: Attacker, *command: str) -> None:
 )
 async def becomes_read_only(attacker: Attacker) -> None:
     session = (await attacker.post(SESSIONS, SESSION)).json()["id"]
-    blobs = str(attacker.served.folder / "blobs")
+    blobs = str(attacker.target.folder / "blobs")
     as_the_server(attacker, "mount", "--bind", blobs, blobs)
     as_the_server(attacker, "mount", "-o", "remount,bind,ro", blobs)
     refused = await attacker.post(SESSIONS, SESSION)
@@ -104,7 +107,7 @@ async def becomes_read_only(attacker: Attacker) -> None:
 
 @attack("a start on a read-only disk", once=True, needs=no_mounts, limit=120)
 async def starts_read_only(attacker: Attacker) -> None:
-    folder = attacker.served.folder.with_name("read-only")
+    folder = attacker.target.folder.with_name("read-only")
     folder.mkdir(exist_ok=True)
     command = in_namespace('mount --bind "$0" "$0" && mount -o remount,bind,ro "$0"', folder)
     serve = [sys.executable, "-m", "tests.e2e.attack.server", "--port", "0", "--data-dir", str(folder)]
@@ -156,7 +159,7 @@ def no_containers() -> str | None:
 
 
 def group(folder: Path) -> Path:
-    return CONTAINER / f"covervlm-{os.getpid()}-{folder.name}"
+    return CONTAINER / f"covervlm-{zlib.crc32(bytes(folder)):08x}"
 
 
 def ungroup(folder: Path) -> None:
@@ -181,8 +184,8 @@ def contained(folder: Path) -> Sequence[str]:
 )
 async def container(attacker: Attacker) -> None:
     """A server that is killed for its memory ends, which the harness sees."""
-    room = attacker.served.idle + INFLIGHT + 512 * MIB
-    (group(attacker.served.folder) / LIMIT).write_text(str(room))
+    room = attacker.target.idle + INFLIGHT + 512 * MIB
+    (group(attacker.target.folder) / LIMIT).write_text(str(room))
     large, tiny = chat(*[images.large_png()] * 7), classify(*[images.tiny_png()] * 2048)
     await asyncio.gather(
         *(attacker.post("/v1/chat/completions", large) for _ in range(4)),

@@ -18,7 +18,8 @@ from tests.e2e.attack.attacker import Attacker
 from tests.e2e.attack.attacks.jobs import finished
 from tests.e2e.attack.bodies import CLASSES, classify
 from tests.e2e.attack.registry import REFUSED, attack
-from tests.e2e.attack.served import ATTACKER, STRICT, Server
+from tests.e2e.attack.served import Server
+from tests.e2e.attack.target import ATTACKER, STRICT
 
 SESSIONS = "/v1/streams"
 CLASSIFIERS = "/v1/classifiers"
@@ -55,7 +56,7 @@ def remember(folder: Path) -> None:
 
 
 def check_nothing_lost(attacker: Attacker) -> None:
-    folder = attacker.served.folder
+    folder = attacker.target.folder
     before = files(folder.with_name(f"{folder.name}-before"))
     if lost := (before - files(folder)).total():
         attacker.complain(f"{lost} of {before.total()} files that the catalogue did not name are gone")
@@ -95,7 +96,7 @@ async def older(attacker: Attacker) -> None:
 async def readable(attacker: Attacker) -> None:
     for _ in range(3):
         await attacker.post(SESSIONS, SESSION)
-    folder = attacker.served.folder
+    folder = attacker.target.folder
     for path in folder.rglob("*"):
         mode = path.stat().st_mode & 0o777
         # What lies in a folder that is closed to others is closed itself; the folder itself is the operator's.
@@ -162,7 +163,7 @@ def damaged(kind: str, name: str) -> None:
     @attack(name, once=True, answers=frozenset({200, 404, 500, 503, 507}), prepare=damage)
     async def send(attacker: Attacker) -> None:
         """Not the caller's fault, so no 400; and it can be deleted."""
-        session = f"{SESSIONS}/{(attacker.served.folder / f'session-{kind}').read_text()}"
+        session = f"{SESSIONS}/{(attacker.target.folder / f'session-{kind}').read_text()}"
         classifier = f"{CLASSIFIERS}/{kind}"
         await attacker.post("/v1/classify", classify(images.small_jpeg(), classes=None, classifier=kind))
         await attacker.request("GET", f"{classifier}/file")

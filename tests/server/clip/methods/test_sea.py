@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from covervlm.server.clip.methods.sea import semantic_directions, train
+from covervlm.server.clip.methods.contracts import Examples
+from covervlm.server.clip.methods.sea import SeA, semantic_directions, train
 
 cases = pytest.mark.parametrize("case", range(3))
 
@@ -125,3 +126,18 @@ def test_small_residuals_of_sure_rows_keep_their_direction_in_float32():
     exact = semantic_directions(x, y, sharp, alpha=0.5, delta=0, lam=1)
     ours = semantic_directions(x.float(), y, sharp.float(), alpha=0.5, delta=0, lam=1)
     torch.testing.assert_close(ours.double(), exact, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "learned"), [(100, 2000, 100), (100, 20, 5), (2, 20, 2), (100, 23, 5), (9, 1, 1)]
+)
+def test_it_ends_after_its_epochs_or_the_last_whole_one_of_its_steps(epochs, steps, learned):
+    """Four steps an epoch."""
+    x, y, _ = random_batch(50)
+    seen = []
+    fitted = SeA(epochs=epochs, steps=steps, batch_size=16).fit(
+        Examples(x, labels=y), seed=3, progress=lambda share, /, **figures: seen.append((share, figures["epoch"]))
+    )
+    assert seen[-1] == (1.0, learned)
+    alone = SeA(epochs=learned, batch_size=16).fit(Examples(x, labels=y), seed=3)
+    assert torch.equal(fitted.proxies, alone.proxies)

@@ -1,0 +1,52 @@
+"""How fast one owner may go while others are there: what all requests share besides the engine is one event loop."""
+
+import math
+from collections.abc import Callable
+
+REQUESTS, IMAGES, FETCHES, BODY_BYTES = 100, 200, 50, 64 * 2**20
+"""A second, and at once where little came before."""
+
+
+class Flow:
+    """Lets so much through a second, and a second's worth at once."""
+
+    def __init__(self, per_second: float, clock: Callable[[], float]) -> None:
+        self._per_second = per_second
+        self._clock = clock
+        self._full_at = -math.inf
+
+    def delay(self, size: float) -> float:
+        """Seconds to wait after `size` more."""
+        now = self._clock()
+        self._full_at = max(self._full_at, now - 1) + size / self._per_second
+        return max(0.0, self._full_at - now)
+
+
+class Pace:
+    """The delays of one owner's requests, images, fetches and bodies, in seconds.
+
+    There are none while `alone` says that nobody else asks. An owner of many cheap requests, or of few with much in
+    them, would otherwise have the event loop to itself.
+    """
+
+    def __init__(self, clock: Callable[[], float], alone: Callable[[], bool] = lambda: False) -> None:
+        self._alone = alone
+        self._requests = Flow(REQUESTS, clock)
+        self._images = Flow(IMAGES, clock)
+        self._fetches = Flow(FETCHES, clock)
+        self._bytes = Flow(BODY_BYTES, clock)
+
+    def request(self) -> float:
+        return 0.0 if self._alone() else self._requests.delay(1)
+
+    def image(self) -> float:
+        """Before an image is read, however small it is: on its way to the model it takes turns like a request."""
+        return 0.0 if self._alone() else self._images.delay(1)
+
+    def fetch(self) -> float:
+        """Of an image by its URL, whatever its redirects."""
+        return 0.0 if self._alone() else self._fetches.delay(1)
+
+    def body(self, size: int) -> float:
+        """Before more is read of a body of which `size` more bytes have come."""
+        return 0.0 if self._alone() else self._bytes.delay(size)

@@ -1,0 +1,1 @@
+"""Answers to pruned requests, compared with the unpruned model while nobody waits."""
