@@ -256,7 +256,7 @@ $(OLDEST)/.ready: pyproject.toml constraints.txt
 # guidellm, the load generator, which needs versions of its own, and `transformers serve` to compare with.
 $(LOAD)/.ready: constraints-load.txt
 	$(PYTHON) -m venv $(LOAD)
-	$(LOAD)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints-load.txt guidellm "transformers[serving]"
+	$(LOAD)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints-load.txt guidellm "transformers[serving]" pillow
 	touch $@
 
 # OpenVINO GenAI with its exporter, and llama.cpp with its file format.
