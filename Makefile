@@ -30,7 +30,7 @@ MAPPED := .typecheck
 MAP := rm -rf $(MAPPED) && mkdir -p $(MAPPED)/covervlm && \
     for each in $(TYPED) library/*.py; do ln -s ../../$$each $(MAPPED)/covervlm/; done
 
-.PHONY: serve dist test test-long test-attack test-attack-vllm test-browser page-pictures test-accessibility test-dashboards test-image test-vllm vllm-contract test-oldest test-peers test-suites test-real test-fuzz test-notebook test-viewers test-exhaustive lint bench bench-peers load gpu gpu-wheels demo-model clean
+.PHONY: serve dist test test-long test-attack test-attack-vllm test-browser page-pictures test-accessibility test-dashboards test-image test-vllm test-vllm-zoo vllm-contract test-oldest test-peers test-suites test-real test-fuzz test-notebook test-viewers test-exhaustive lint bench bench-peers load gpu gpu-wheels demo-model clean
 
 serve: $(READY)
 	$(BIN)/covervlm serve --port $(PORT)
@@ -112,7 +112,11 @@ test-oldest: $(OLDEST)/.ready
 
 # vLLM's own CPU build, in an environment of its own that is rebuilt when the pins change.
 test-vllm: $(VLLM)/.ready $(ZOO)/.ready
-	PYTHONPATH=tests/vllm/torchvision_cure $(VLLM)/bin/pytest -c tests/vllm/pytest.ini tests/vllm
+	PYTHONPATH=tests/vllm/torchvision_cure $(VLLM)/bin/pytest -c tests/vllm/pytest.ini --ignore tests/vllm/test_zoo.py tests/vllm
+
+# The same on every checkpoint of tests/zoo, each with both engines of its own: half as long again.
+test-vllm-zoo: $(VLLM)/.ready $(ZOO)/.ready
+	PYTHONPATH=tests/vllm/torchvision_cure $(VLLM)/bin/pytest -c tests/vllm/pytest.ini tests/vllm/test_zoo.py
 
 # What the newest vLLM on the index changed of all that we need of it (tests/vllm/contract.py), read from its sources alone. Prints,
 # whatever it finds; the wheel has some 340 MB.
