@@ -35,7 +35,7 @@ class Video:
         Raises OSError for files that cannot be read, ValueError for an empty list and for a frame at an http(s) URL,
         TypeError for what is neither an image nor a file.
         """
-        frames = self.source
+        frames: Any = self.source
         url = _listed(frames) if isinstance(frames, list | tuple) else data_url(frames)
         return {"type": "video_url", "video_url": {"url": url} | ({} if self.fps is None else {"fps": self.fps})}
 
