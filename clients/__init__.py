@@ -42,6 +42,7 @@ from covervlm.clients.jobs import Job
 from covervlm.clients.projections import SearchSpace
 from covervlm.clients.streaming import AsyncStream, Stream
 from covervlm.clients.streams import ImageStream
+from covervlm.clients.videos import Video
 
 __all__ = [
     "APIConnectionError",
@@ -83,6 +84,7 @@ __all__ = [
     "Stream",
     "Upload",
     "Usage",
+    "Video",
     "assistant",
     "system",
     "user",

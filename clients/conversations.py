@@ -6,9 +6,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypedDict, Unpack
 
 from covervlm.clients.calls import Call, given
-from covervlm.clients.images import Images, ImageSource, image_parts, pil_image, sources
+from covervlm.clients.images import ImageSource, pil_image, sources
 from covervlm.clients.records import Record
 from covervlm.clients.schemas import Schema, parsed, response_format
+from covervlm.clients.videos import Media, Medium, media_part
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,12 +19,12 @@ Message: TypeAlias = Mapping[str, Any]
 """What `user`, `assistant` and `system` make, or any message of OpenAI's API."""
 
 
-def user(text: str, *images: ImageSource) -> Message:
+def user(text: str, *images: Medium) -> Message:
     """A user's message: images first, then the text, as LLaVA's chat templates have it.
 
-    An image is a path, an http(s) or data URL, the bytes of a file, a PIL image or a numpy array.
+    An image is a path, an http(s) or data URL, the bytes of a file, a PIL image or a numpy array; or a Video.
     """
-    parts = image_parts(images)
+    parts = [media_part(image) for image in images]
     if text or not parts:
         parts.append({"type": "text", "text": text})
     return {"role": "user", "content": parts}
@@ -205,10 +206,10 @@ _SPELLED = {"min_keep": "min_tokens", "max_keep": "max_tokens", "max_tokens": "m
 """Options that have another name in the request's body."""
 
 
-def chat(image: Images, question: str, *, model: str | None = None, **options: Unpack[ChatOptions]) -> Call[ChatAnswer]:
+def chat(image: Media, question: str, *, model: str | None = None, **options: Unpack[ChatOptions]) -> Call[ChatAnswer]:
     """The answer to a question about an image, or several in a list, or none (None). ChatOptions has the options.
 
-    An image is a path, an http(s) or data URL, the bytes of a file, a PIL image or a numpy array.
+    An image is a path, an http(s) or data URL, the bytes of a file, a PIL image or a numpy array; or a Video.
     """
     return chat_messages([user(question, *sources(image))], model=model, **options)
 
@@ -230,9 +231,9 @@ def streamed(call: Call[ChatAnswer]) -> Call[ChatAnswer]:
 
 
 def prune(
-    image: ImageSource, question: str, *, model: str | None = None, **options: Unpack[PruneOptions]
+    image: Medium, question: str, *, model: str | None = None, **options: Unpack[PruneOptions]
 ) -> Call[PruneResult]:
-    """Which vision tokens of an image a question keeps, without generating an answer."""
+    """Which vision tokens of an image or a Video a question keeps, without generating an answer."""
     body = _body(model, [user(question, image)], options, ())
     return Call("POST", "/v1/prune", PruneResult.read, body, timeout=options.get("timeout"))
 

@@ -22,8 +22,8 @@ _SIGNATURES = ((b"\x89PNG", "image/png"), (b"\xff\xd8", "image/jpeg"), (b"GIF8",
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
-def sources(images: Images) -> list[Any]:
-    """The images one by one."""
+def sources(images: Any) -> list[Any]:
+    """The images, or the clips among them, one by one."""
     if images is None:
         return []
     return list(images) if isinstance(images, list | tuple) else [images]

@@ -157,13 +157,15 @@ class Preparation:
         ]
         if len(parts) > self._defaults.max_images:
             raise InvalidRequest(
-                f"The request has {len(parts)} images; this server takes {self._defaults.max_images} at most.",
+                f"The request has {len(parts)} images and videos; this server takes "
+                f"{self._defaults.max_images} at most.",
                 param="messages",
                 code="too_many_images",
             )
         if isinstance(policy.keep_tokens, tuple) and len(policy.keep_tokens) != len(parts):
             raise InvalidRequest(
-                f"keep_tokens has {len(policy.keep_tokens)} counts for {len(parts)} images; give one per image.",
+                f"keep_tokens has {len(policy.keep_tokens)} counts for {len(parts)} images and videos; "
+                "give one for each.",
                 param="vision_pruning.keep_tokens",
                 code="invalid_value",
             )

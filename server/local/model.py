@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import ValidationError
 from torch import Tensor
 
-from covervlm.clients import ChatAnswer, ImageSource
-from covervlm.clients.images import Images
+from covervlm.clients import ChatAnswer
+from covervlm.clients.videos import Media, Medium
 from covervlm.server import wiring
 from covervlm.server.api.answer import Choice, Conversation
 from covervlm.server.api.report import Fingerprint, prune_response
@@ -118,7 +118,7 @@ class Model:
         """transformers' tokenizer, which decodes what `generate` returns."""
         return self._engine.adapter.tokenizer
 
-    def ask(self, image: Images, question: str, **options: Any) -> ChatAnswer:
+    def ask(self, image: Media, question: str, **options: Any) -> ChatAnswer:
         """The answer to a question about an image, with what was kept of it."""
         return self.ask_messages(about(image, question), **options)
 
@@ -126,15 +126,15 @@ class Model:
         """The answer to a conversation, whose images are parts as transformers or as OpenAI's API has them."""
         return self._background.run(self._whole(messages, options))
 
-    def ask_batch(self, pairs: Iterable[tuple[Images, str]], **options: Any) -> list[ChatAnswer]:
+    def ask_batch(self, pairs: Iterable[tuple[Media, str]], **options: Any) -> list[ChatAnswer]:
         """The answers to pairs of image and question, decoded together; the first that fails raises, and ends all."""
         return self._background.run(self._all([about(image, question) for image, question in pairs], options))
 
-    def stream(self, image: Images, question: str, **options: Any) -> Stream:
+    def stream(self, image: Media, question: str, **options: Any) -> Stream:
         """The answer as pieces of text while it is written, of the first where there are several (`n`)."""
         return Stream(self._background.iterate(self._pieces(about(image, question), options)))
 
-    def select(self, image: ImageSource, question: str, **options: Any) -> Selection:
+    def select(self, image: Medium, question: str, **options: Any) -> Selection:
         """Which vision tokens of an image a question keeps: indices, coverage, and a picture of them."""
         return self._background.run(self._selection(image, question, options))
 
@@ -209,7 +209,7 @@ class Model:
 
         return await all_or_none(map(answered, chats))
 
-    async def _selection(self, image: ImageSource, question: str, options: Mapping[str, Any]) -> Selection:
+    async def _selection(self, image: Medium, question: str, options: Mapping[str, Any]) -> Selection:
         _, request, record = await self._asked(about(image, question), options, return_indices=True)
         report = prune_response(await self._engine.prune(request), record)
         return Selection.of(report.model_dump(exclude_unset=True), image)

@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from covervlm.clients.images import Images, sources
+from covervlm.clients.images import sources
+from covervlm.clients.videos import Media, Video
 from covervlm.server.api.errors import validation_failure
 from covervlm.server.api.wire.chat_request import ChatCompletionRequest
 from covervlm.server.core.errors import InvalidRequest
@@ -21,9 +22,14 @@ _PRUNING = VisionPruning.model_fields.keys() - ChatCompletionRequest.model_field
 _SOURCES = ("image", "url", "path", "base64")
 
 
-def about(image: Images, question: str) -> list[Message]:
-    """A user's question about an image, several in a list, or none; images first, as LLaVA's chat templates have it."""
-    images = [{"type": "image", "image": source} for source in sources(image)]
+def about(image: Media, question: str) -> list[Message]:
+    """A user's question about an image, several in a list, or none; images first, as LLaVA's chat templates have it.
+
+    An image may be a Video. Raises as `Video.part`.
+    """
+    images = [
+        source.part() if isinstance(source, Video) else {"type": "image", "image": source} for source in sources(image)
+    ]
     return [{"role": "user", "content": [*images, {"type": "text", "text": question}]}]
 
 

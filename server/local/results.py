@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from covervlm.clients import ImageSource
+    from covervlm.clients.videos import Medium
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Selection(PruneResult):
     image: Any = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(cls, body: dict[str, Any], image: "ImageSource") -> Self:
+    def of(cls, body: dict[str, Any], image: "Medium") -> Self:
         return replace(cls.read(body), image=image)
 
     def overlay(self, image: "ImageSource | None" = None) -> "Image":

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from covervlm.server.core.errors import InvalidRequest
-from covervlm.server.media.kinds import IMAGE, Kind
+from covervlm.server.media.kinds import IMAGE, VIDEO, Kind
 
 _SCHEME = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9+.-]*):")
+_MARKED = re.compile(r";\s*base64\s*,", re.IGNORECASE)
+_LONGEST_HEADER = 1000
+"""Characters; a browser's recording may have commas in it, as in data:video/webm;codecs=vp9,opus;base64,..."""
 _FOREIGN = re.compile(r"[^A-Za-z0-9+/]")
 _PLAIN = ((" ", ""), ("\t", ""), ("\r", ""), ("\n", ""), ("-", "+"), ("_", "/"))
 _REPLACED = dict(_PLAIN)
@@ -41,7 +44,8 @@ def media_bytes(url: str, max_bytes: int, kind: Kind = IMAGE) -> bytes:
             )
         if name != "data":
             raise kind.invalid(f"{kind.name.title()}s come as data URLs ({kind.form}), not as {name[:20]!r} URLs.")
-        start = url.find(",") + 1
+        marked = _MARKED.search(url, 0, _LONGEST_HEADER)
+        start = marked.end() if marked else url.find(",") + 1
         if not start:
             raise kind.invalid(f"The data URL has no comma before its data; it must have the form {kind.form}.")
         header = url[: start - 1].partition(":")[2]
@@ -52,7 +56,8 @@ def media_bytes(url: str, max_bytes: int, kind: Kind = IMAGE) -> bytes:
             )
         if not kind.takes(media_type):
             raise kind.invalid(
-                f"The data URL's media type {media_type[:40]!r} is no {kind.name} type such as {kind.example}."
+                f"The data URL's media type {media_type[:40]!r} is no {kind.name} type such as {kind.example}"
+                + (f"; a chat takes it in a '{other.name}_url' part." if (other := _of_type(media_type)) else ".")
             )
     return decode_base64(url, max_bytes, start, kind)
 
@@ -137,6 +142,11 @@ def _beside_others(piece: str) -> bytes | None:
     np.bitwise_or(second << 4, third >> 2, out=data[:, 1])
     np.bitwise_or(third << 6, fourth, out=data[:, 2])
     return data.tobytes()
+
+
+def _of_type(media_type: str) -> Kind | None:
+    """What else a data URL with this media type holds."""
+    return next((kind for kind in (IMAGE, VIDEO) if kind.takes(media_type)), None)
 
 
 def _misplaced(kind: Kind) -> InvalidRequest:

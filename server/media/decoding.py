@@ -10,6 +10,7 @@ from covervlm.server.core.errors import InvalidRequest
 from covervlm.server.core.generation import ImagePart
 from covervlm.server.media.containers import scans
 from covervlm.server.media.kinds import IMAGE
+from covervlm.server.media.video_container import container
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 BYTES_PER_PIXEL = 4
@@ -85,6 +86,11 @@ def open_image(data: bytes, limits: ImageLimits) -> Encoded:
     passes = scans(data)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        video = container(data) not in (None, "gif")
+        instead = "a chat takes a video in a 'video_url' part" if video else "convert it to one of them"
+        formats = ", ".join(FORMATS)
+        raise IMAGE.invalid(f"The data is not an image in one of the formats {formats}; {instead}.") from None
     except MemoryError:
         raise
     except Exception as error:
@@ -161,10 +167,6 @@ def _refusal(error: Exception, limits: ImageLimits) -> InvalidRequest:
         return error
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return IMAGE.too_large(limits.max_pixels, "pixels")
-    if isinstance(error, Image.UnidentifiedImageError):
-        return IMAGE.invalid(
-            f"The data is not an image in one of the formats {', '.join(FORMATS)}; convert it to one of them."
-        )
     return IMAGE.invalid(
         "The image is damaged or cut off and could not be decoded; send the whole file, or save it anew."
     )

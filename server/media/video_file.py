@@ -22,11 +22,11 @@ from PIL import Image
 from covervlm.server.core.errors import InvalidRequest
 from covervlm.server.media import video_worker
 from covervlm.server.media.kinds import VIDEO
+from covervlm.server.media.video_container import container
 from covervlm.server.media.video_worker import DECODING_SECONDS, Opening, Task
 
 FORMATS = "MP4, MOV, WebM, MKV, AVI, GIF"
 FRAMES_FORM = "data:video/jpeg;base64,FRAME,FRAME,... with each frame's image file in base64"
-_MOV = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 _LONGEST_LINE = 4096
 _TURNED = {
     90: Image.Transpose.ROTATE_90,
@@ -179,15 +179,9 @@ def _checked(message: dict[str, Any], task: Task) -> Opening:
 
 
 def _container(data: bytes) -> str:
-    """FFmpeg's name of the container, by its first bytes. Raises InvalidRequest."""
-    if data[4:8] in _MOV:
-        return "mov"
-    if data.startswith(b"\x1a\x45\xdf\xa3"):
-        return "matroska"
-    if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
-        return "avi"
-    if data[:6] in (b"GIF87a", b"GIF89a"):
-        return "gif"
+    """FFmpeg's name of the container. Raises InvalidRequest."""
+    if (name := container(data)) is not None:
+        return name
     raise VIDEO.invalid(
         f"The data is not a video in one of the formats {FORMATS}; convert it, or send the clip's "
         f"frames: {FRAMES_FORM}."

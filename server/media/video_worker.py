@@ -103,6 +103,22 @@ def _key_before(keys: Sequence[int], index: int) -> int:
     return keys[max(0, bisect_right(keys, index) - 1)] if keys else 0
 
 
+def seek_times(packets: Sequence[tuple[int, int, bool]], container: str) -> list[int]:
+    """What to seek for each frame, if it is a key frame, so as to land on it: a container's index is made of one time.
+
+    packets: of each frame, when it is shown, when it is decoded, and whether it is a key frame. FFmpeg looks into the
+    index of MP4 and MOV, which holds when frames are decoded, for the time shown less the file's delay. Where the delay
+    is none, that must not be when the next key frame is decoded.
+    """
+    if container == "matroska":
+        return [time for time, _, _ in packets]
+    if container != "mov":
+        return [dts for _, dts, _ in packets]
+    keys = sorted(dts for _, dts, key in packets if key)
+    following = [keys[i] if (i := bisect_right(keys, dts)) < len(keys) else math.inf for _, dts, _ in packets]
+    return [int(min(time, after - 1)) for (time, _, _), after in zip(packets, following, strict=True)]
+
+
 class VideoFile:
     """Raises Refused, or what FFmpeg raises."""
 
@@ -122,8 +138,7 @@ class VideoFile:
         packets.sort()
         self._times = [time for time, _, _ in packets]
         self._keys = [i for i, (_, _, key) in enumerate(packets) if key]
-        # What a container's index, by which it is sought, is made of.
-        self._seeks = [time if task.container == "matroska" else dts for time, dts, _ in packets]
+        self._seeks = seek_times(packets, task.container)
         count, self.fps = self._sampling()
         self._wanted = shown_at(self._times, count)
         self._decoded = decoded_for(self._wanted, self._keys)

@@ -222,7 +222,9 @@ class ChatCompletionRequest(SamplingFields, ChatPrompt):
     web_search_options: Unsupported = None
 
     # vLLM's that are refused in the same way.
-    media_io_kwargs: Annotated[Any, Unless({})] = None
+    media_io_kwargs: Annotated[
+        Any, Unless({}, instead="how many frames to a second are taken of a video is said by 'fps' in its 'video_url'")
+    ] = None
     return_prompt_text: Annotated[Any, Unless(False)] = None
 
     @field_validator("top_logprobs")

@@ -44,14 +44,17 @@ _FORMS = {
 class Unless:
     """Accepts null and the values that ask for nothing; refuses any other by the field's name."""
 
-    def __init__(self, *neutral: Any) -> None:
+    def __init__(self, *neutral: Any, instead: str = "") -> None:
+        """instead: what to do in its place, for the end of the refusal."""
         self.neutral = (None, *neutral)
+        self.instead = instead and f"; {instead}"
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         def check(value: Any, info: ValidationInfo) -> None:
             if value not in self.neutral:
-                message = "'{name}' is not supported by this server."
-                raise PydanticCustomError(UNSUPPORTED_PARAMETER, message, {"name": info.field_name})
+                message = "'{name}' is not supported by this server{instead}."
+                context = {"name": info.field_name, "instead": self.instead}
+                raise PydanticCustomError(UNSUPPORTED_PARAMETER, message, context)
 
         return with_info_after_validator_function(check, handler(source))
 

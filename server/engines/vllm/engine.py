@@ -130,12 +130,10 @@ class VllmEngine(Collector):
         """Chunks of all choices as vLLM streams them; closing the iterator aborts the request in vLLM."""
         async with self._admitted(request.caller):
             llm, prompts = self._loaded()
-            rendered = await prompts.render(request)
             chunks = Chunks(request.sampling, llm.renderer.get_tokenizer())
-            limit = request.token_limit(rendered.prompt_tokens, llm.model_config.max_model_len)
-            async with contextlib.aclosing(self._outputs(request, rendered, limit)) as outputs:
+            async with contextlib.aclosing(self._outputs(request)) as outputs:
                 first = True
-                async for output in outputs:
+                async for rendered, output in outputs:
                     if first:
                         first = False
                         yield GenerationChunk(prompt=await prompts.report(request, rendered, output))
@@ -146,9 +144,8 @@ class VllmEngine(Collector):
         """What the request's policy would keep of each image; costs a prefill, since vLLM has no earlier exit."""
         async with self._admitted(request.caller):
             _, prompts = self._loaded()
-            rendered = await prompts.render(request)
-            async with contextlib.aclosing(self._outputs(request, rendered, 1)) as outputs:
-                async for output in outputs:
+            async with contextlib.aclosing(self._outputs(request, limit=1)) as outputs:
+                async for rendered, output in outputs:
                     return await prompts.report(request, rendered, output, asked_for=True)
         raise EngineError("The engine ended before it had encoded the images; send the request again.")
 
@@ -186,13 +183,11 @@ class VllmEngine(Collector):
             self._idle.set()
 
     async def _scores(self, request: GenerationRequest, answer: Sequence[int]) -> AnswerScores:
-        _, prompts = self._loaded()
         try:
             with request.caller.part() as caller:
                 asked = replace(request, sampling=_SCORING, caller=caller)
-                rendered = await prompts.render(asked, answer)
-                async with contextlib.aclosing(self._outputs(asked, rendered, 1)) as outputs:
-                    async for output in outputs:
+                async with contextlib.aclosing(self._outputs(asked, answer, limit=1)) as outputs:
+                    async for _, output in outputs:
                         if output.prompt_logprobs is not None:
                             return answer_scores(answer, output.prompt_logprobs[-len(answer) :])
         except EngineDeadError:
@@ -216,6 +211,27 @@ class VllmEngine(Collector):
             return await prompts.of_tokenizer(lambda chat: chat.detokenize(ids, llm.model_config.max_model_len))
 
     async def _outputs(
+        self, request: GenerationRequest, answer: Sequence[int] = (), *, limit: int | None = None
+    ) -> AsyncGenerator[tuple[Rendered, RequestOutput], None]:
+        """The prompt and what vLLM says to it. answer, limit: token ids after the prompt; most tokens of what follows.
+
+        What was rendered and then not sent, as by /tokenize or for a client that went away, leaves vLLM believing that
+        its engine has the images. It learns better from the first request that relies on it, which is sent again.
+        """
+        llm, prompts = self._loaded()
+        for last in (False, True):
+            rendered = await prompts.render(request, answer)
+            most = limit or request.token_limit(rendered.prompt_tokens, llm.model_config.max_model_len)
+            async with contextlib.aclosing(self._sent(request, rendered, most)) as outputs:
+                async for output in outputs:
+                    if request.images and not last and _lacks_images(output):
+                        break
+                    last = True
+                    yield rendered, output
+                else:
+                    return
+
+    async def _sent(
         self, request: GenerationRequest, rendered: Rendered, limit: int
     ) -> AsyncGenerator[RequestOutput, None]:
         llm, _ = self._loaded()
@@ -269,6 +285,11 @@ class VllmEngine(Collector):
                 "try again shortly.",
                 retry_after=1.0,
             )
+
+
+def _lacks_images(output: RequestOutput) -> bool:
+    """Whether vLLM has failed a request before its first token, as where its engine has not got an image."""
+    return any(choice.finish_reason == "error" and not choice.token_ids for choice in output.outputs)
 
 
 def _info(llm: AsyncLLM, processor: PruningProcessor, tool_format: str | None, methods: Sequence[str]) -> EngineInfo:

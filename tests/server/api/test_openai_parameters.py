@@ -169,7 +169,10 @@ def test_it_is_refused_by_name(client, engine, name):
     assert response.status_code == 400
     error = response.json()["error"]
     assert (error["param"], error["code"]) == (name, "unsupported_parameter")
-    assert error["message"] == f"'{name}' is not supported by this server."
+    instead = "; how many frames to a second are taken of a video is said by 'fps' in its 'video_url'"
+    assert error["message"] == (
+        f"'{name}' is not supported by this server{instead if name == 'media_io_kwargs' else ''}."
+    )
     assert engine.requests == []
 
 

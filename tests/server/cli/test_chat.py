@@ -9,6 +9,7 @@ import pytest
 from covervlm.server.core.errors import EngineError
 from covervlm.server.core.generation import GenerationChunk
 from tests.server.api.scripted import prompt_report
+from tests.server.media.video_files import KINDS, encoded, numbered
 
 
 @pytest.fixture
@@ -54,6 +55,33 @@ def test_one_question_is_answered_and_the_command_ends(served, say, run, photo):
     assert run("chat", "--url", served, photo, "What is it?", "--keep", "30") == (0, "a red circle\n", "")
     assert requests[0].pruning.keep_tokens == 30
     assert requests[0].sampling.temperature == 0
+
+
+@pytest.mark.parametrize(
+    ("ending", "rate", "frames"), [("mp4", [], 10), ("MP4", ["--fps", "5"], 2), ("gif", ["--fps", "5"], 2)]
+)
+def test_a_video_is_a_clip_at_the_rate_that_is_asked_for(served, say, run, tmp_path, ending, rate, frames):
+    clip = tmp_path / f"clip.{ending}"
+    kind = KINDS["gif"] if ending == "gif" else {}
+    clip.write_bytes(encoded([numbered(i) for i in range(10)], **kind))
+    requests = say("a red circle")
+    assert run("chat", "--url", served, clip, "What happens?", *rate) == (0, "a red circle\n", "")
+    assert len(requests[0].images[0].frames) == frames
+
+
+def test_a_gif_is_a_picture_where_no_rate_is_asked_for(served, say, run, tmp_path):
+    (tmp_path / "clip.gif").write_bytes(encoded([numbered(i) for i in range(10)], **KINDS["gif"]))
+    requests = say("a red circle")
+    assert run("chat", "--url", served, tmp_path / "clip.gif", "What is it?")[0] == 0
+    assert requests[0].images[0].image.size == (64, 48)
+
+
+def test_a_conversation_may_go_on_about_a_clip(served, say, typed, run, photo, tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(encoded([numbered(i) for i in range(10)]))
+    requests = say("a red circle", "a blue star")
+    typed("What is it?", f"/image {tmp_path / 'clip.mp4'}", "What happens?")
+    assert run("chat", "--url", served, photo) == (0, "a red circle\na blue star\n", "")
+    assert [len(getattr(request.images[0], "frames", ())) for request in requests] == [0, 10]
 
 
 def test_a_model_of_its_own_answers_too(scripted, run, photo):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from covervlm.server.media import video_worker
-from covervlm.server.media.video_worker import Refused, Task, VideoFile, decoded_for, shown_at
-from tests.server.media.video_files import encoded, numbered
+from covervlm.server.media.video_worker import Refused, Task, VideoFile, decoded_for, seek_times, shown_at
+from tests.server.media.video_files import encoded, number_of, numbered
 
 
 def task(data, container="mov", **wanted):
@@ -75,6 +75,33 @@ def test_a_clip_of_too_many_frames_is_refused(monkeypatch):
     monkeypatch.setattr(video_worker, "_MOST_FRAMES", 39)
     with pytest.raises(Refused, match="frames"):
         VideoFile(data, task(data))
+
+
+@pytest.mark.parametrize("container", ["mp4", "mov"])
+@pytest.mark.parametrize("bf", ["0", "1", "3"])
+def test_of_an_mp4_no_frame_is_decoded_before_the_key_frame_that_is_sought(container, bf):
+    data = encoded([numbered(i) for i in range(200)], container, gop=8, bf=bf)
+    file = VideoFile(data, task(data))
+    for key in file._keys:
+        with file._opened() as (clip, stream):
+            clip.seek(file._seeks[key], stream=stream)
+            assert number_of(next(clip.decode(stream)).to_image()) == key
+
+
+def test_a_time_that_is_sought_never_leads_to_a_later_key_frame():
+    rng = random.Random(2)
+    for _ in range(300):
+        shown = sorted(rng.sample(range(1000), 40))
+        packets = [(time, time - rng.randint(0, 60), rng.random() < 0.3) for time in shown]
+        for (_, dts, key), sought in zip(packets, seek_times(packets, "mov"), strict=True):
+            later = [other for _, other, is_key in packets if is_key and other > dts]
+            assert not key or all(sought < other for other in later)
+
+
+def test_a_short_mp4_of_many_key_frames_is_not_too_much_work():
+    data = encoded([numbered(i, (80, 48)) for i in range(400)], rate=8, gop=8, bf="2")
+    frames = VideoFile(data, task(data)).frames()
+    assert [number_of(frame.to_image()) for frame in frames] == np.linspace(0, 399, 32, dtype=int).tolist()
 
 
 def test_only_as_many_frames_are_decoded_as_were_counted(monkeypatch):
