@@ -117,7 +117,7 @@ async def signalled(attacker: Attacker, number: signal.Signals) -> asyncio.Task[
     """A request with a file that takes seconds, whose process has got this signal."""
     body = video_chat(url(clip(3000, "mp4", 640, 360)))
     sending = asyncio.create_task(attacker.post("/v1/chat/completions", body))
-    while not (found := decoding(attacker.target.pid)):
+    while not (found := decoding(attacker.target.pid)) and not sending.done():
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.3)
     for each in found:
