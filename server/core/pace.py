@@ -39,9 +39,9 @@ class Pace:
     def request(self) -> float:
         return 0.0 if self._alone() else self._requests.delay(1)
 
-    def image(self) -> float:
-        """Before an image is read, however small it is: on its way to the model it takes turns like a request."""
-        return 0.0 if self._alone() else self._images.delay(1)
+    def images(self, count: int = 1) -> float:
+        """Before images, or a clip's frames, are read, however small: on the way to the model they take turns."""
+        return 0.0 if self._alone() else self._images.delay(count)
 
     def fetch(self) -> float:
         """Of an image by its URL, whatever its redirects."""

@@ -77,7 +77,7 @@ class ImageLoader:
         EngineOverloaded where too many images wait or no memory is left for this one.
         """
         caller.charge_image()
-        if delay := caller.pace.image():
+        if delay := caller.pace.images():
             await asyncio.sleep(delay)
         with caller.holding() as hold:
             try:

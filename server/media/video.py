@@ -46,7 +46,11 @@ class VideoLoader:
     async def load(self, url: str, *, fps: float | None, param: str, caller: Caller) -> VideoPart:
         """The clip of a `video_url` part; raises as `ImageLoader.load`."""
         caller.charge_image()
-        if not _is_list(url):
+        is_list = _is_list(url)
+        frames = min(url.count(","), self._limits.max_frames) if is_list else 1
+        if delay := caller.pace.images(frames):
+            await asyncio.sleep(delay)
+        if not is_list:
             return await self._file(url, fps, param, caller)
         fps = FRAMES_PER_SECOND if fps is None else fps
         read = partial(open_frames, url, self._limits, self._images.limits)

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from PIL import Image
 
-from covervlm.server.core.errors import InvalidRequest
+from covervlm.server.core.errors import EngineError, EngineOverloaded, InvalidRequest
 from covervlm.server.media import video_worker
 from covervlm.server.media.kinds import VIDEO
 from covervlm.server.media.video_container import container
@@ -28,6 +28,10 @@ from covervlm.server.media.video_worker import DECODING_SECONDS, Opening, Task
 FORMATS = "MP4, MOV, WebM, MKV, AVI, GIF"
 FRAMES_FORM = "data:video/jpeg;base64,FRAME,FRAME,... with each frame's image file in base64"
 _LONGEST_LINE = 4096
+_ENDING_SECONDS = 10
+"""In which a process ends that has closed its output."""
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals by which no file ends its process, but the machine out of memory does, or a person."""
 _TURNED = {
     90: Image.Transpose.ROTATE_90,
     180: Image.Transpose.ROTATE_180,
@@ -38,7 +42,7 @@ _WORDS = {
     "no_video": "there is no video in it",
     "codec": "its codec is not one that this server decodes: H.264, HEVC, VP8, VP9, AV1, MPEG-4, Motion JPEG or GIF",
     "times": "its frames lie more than a day apart, or there are more than 1,000 in a second",
-    "frame_size": "its frames differ in size",
+    "frame_size": "its frames differ in size; save it anew in one size",
 }
 _TOO_LARGE = {
     "frames": "it has more than 200,000 frames; send a part of it",
@@ -67,7 +71,10 @@ class VideoProcess:
         self._lock = threading.Lock()
 
     def open(self, data: bytes, *, fps: float | None, frames: int, pixels: int, all_pixels: int) -> list[FileFrame]:
-        """The frames that there will be, of which none is decoded. Raises InvalidRequest."""
+        """The frames that there will be, of which none is decoded.
+
+        Raises InvalidRequest, or EngineOverloaded where the process cannot be started or something else ends it.
+        """
         task = Task(len(data), _container(data), fps, frames, pixels, all_pixels)
         self._start()
         self._send(json.dumps(asdict(task)).encode() + b"\n", data)
@@ -80,7 +87,7 @@ class VideoProcess:
         return None if self._opening is None else self._opening.fps
 
     def frames(self) -> Iterator[Image.Image]:
-        """The frames, upright. Raises InvalidRequest."""
+        """The frames, upright. Raises as `open` does."""
         opening = self._opening
         assert opening is not None
         self._send(b"\n")
@@ -88,7 +95,7 @@ class VideoProcess:
         for _ in range(opening.frames):
             turn = self._message().get("rotation")
             if self._output.readinto(pixels) < len(pixels):  # type: ignore[attr-defined]
-                raise self._refusal("damaged")
+                raise self._ended()
             frame = Image.frombytes("RGB", (opening.width, opening.height), pixels)
             turned = _TURNED.get(turn % 360) if isinstance(turn, int) else None
             yield frame if turned is None else frame.transpose(turned)
@@ -115,9 +122,13 @@ class VideoProcess:
 
     def _start(self) -> None:
         command = [sys.executable, "-s", "-S", "-P", str(video_worker.__file__), _library()]
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}, cwd="/"
-        )
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}, cwd="/"
+            )
+        except OSError:  # too many open files, processes, or too little memory
+            message = "The server has no room for a process that decodes the video; try again shortly."
+            raise EngineOverloaded(message, retry_after=1) from None
         with self._lock:
             self._process = process
             if self._killed:
@@ -134,9 +145,12 @@ class VideoProcess:
             return  # its end is told by what it says, or does not say
 
     def _message(self, task: Task | None = None) -> dict[str, Any]:
-        """The next line. Raises InvalidRequest where the file is refused, or the process has ended."""
+        """The next line. Raises as `open` does where the file is refused, or the process has ended."""
+        line = self._output.readline(_LONGEST_LINE)
+        if not line:
+            raise self._ended()
         try:
-            message = json.loads(self._output.readline(_LONGEST_LINE))
+            message = json.loads(line)
         except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict):
@@ -145,16 +159,24 @@ class VideoProcess:
             raise self._refusal(str(message["refused"]), task)
         return message
 
+    def _ended(self) -> EngineError:
+        """Why the process has said its last: the file's doing, or that of whoever else ends processes."""
+        process = self._process
+        assert process is not None
+        try:
+            status = process.wait(_ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            return self._refusal("damaged")
+        if -status in _FROM_OUTSIDE:
+            message = "The process that decoded the video was ended, for want of memory or by hand; try again shortly."
+            return EngineOverloaded(message, retry_after=1)
+        return self._refusal("work" if -status == signal.SIGXCPU else "damaged")
+
     def _refusal(self, why: str, task: Task | None = None) -> InvalidRequest:
         if why == "pixels" and task is not None:
             return VIDEO.too_large(task.pixels, "pixels in a frame")
         if why == "all_pixels" and task is not None:
             return VIDEO.too_large(task.all_pixels, "pixels in a frame")
-        process = self._process
-        assert process is not None
-        process.kill()
-        if why == "damaged" and process.wait() == -signal.SIGXCPU:
-            why = "work"
         if why in _TOO_LARGE:
             return _refused(_TOO_LARGE[why], "video_too_large")
         return _refused(_WORDS.get(why, _WORDS["damaged"]), "invalid_video")

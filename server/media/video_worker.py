@@ -13,6 +13,7 @@ import io
 import json
 import math
 import resource
+import signal
 import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -277,6 +278,8 @@ def _send(frame: Any, out: BinaryIO) -> None:
 
 
 def main(given: BinaryIO, out: BinaryIO) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the server, which ends its requests in good order
+        signal.signal(number, signal.SIG_IGN)
     import logging  # noqa: F401  # here and below: what PyAV would import once it cannot open files any more
 
     import av

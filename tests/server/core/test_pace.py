@@ -28,7 +28,7 @@ def test_a_seconds_worth_passes_at_once_and_the_rest_at_the_pace(clock):
     assert [flow.delay(5) for _ in range(3)] == pytest.approx([0.0, 0.0, 0.5])
 
 
-@pytest.mark.parametrize(("what", "most"), [("request", REQUESTS), ("image", IMAGES), ("fetch", FETCHES)])
+@pytest.mark.parametrize(("what", "most"), [("request", REQUESTS), ("images", IMAGES), ("fetch", FETCHES)])
 def test_a_key_that_asks_much_waits_while_others_ask_and_they_do_not(clock, what, most):
     callers = Callers(clock=clock)
     with callers.request("greedy") as greedy, callers.request("other") as other:

@@ -1,13 +1,18 @@
 """Files of videos in the loader: charged before they are decoded, and dropped when their caller leaves."""
 
 import asyncio
+import base64
+import io
 import os
+from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from covervlm.server.core.caller import ANONYMOUS, Callers, InFlight
 from covervlm.server.core.errors import EngineOverloaded, InvalidRequest
-from covervlm.server.media import video_worker
+from covervlm.server.core.pace import IMAGES
+from covervlm.server.media import video, video_worker
 from covervlm.server.media.decoding import BYTES_PER_PIXEL, ImageLimits
 from covervlm.server.media.images import ImageLoader
 from covervlm.server.media.kinds import VIDEO
@@ -103,4 +108,27 @@ async def test_videos_are_fetched_as_videos_within_their_own_limit(clip):
         with pytest.raises(InvalidRequest) as refused:
             await videos.load("https://videos.test/other.mp4", fps=5, param="p", caller=caller)
     assert (refused.value.code, refused.value.param) == ("invalid_video_url", "p")
+    await images.close()
+
+
+async def test_a_lists_frames_go_at_a_keys_pace_like_images_and_a_file_like_one(clip, monkeypatch):
+    waited, file = [], io.BytesIO()
+    Image.new("RGB", (1, 1)).save(file, "PNG")
+    frames = "data:video/png;base64," + ",".join([base64.b64encode(file.getvalue()).decode()] * 50)
+
+    async def at_once(seconds):
+        waited.append(seconds)
+
+    monkeypatch.setattr(video, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": at_once}))
+    images, videos = loaders()
+    callers = Callers(clock=lambda: 100.0)
+    with callers.request("greedy") as greedy, callers.request("other") as other:
+        for _ in range(IMAGES // 50 + 1):
+            await videos.load(frames, fps=None, param="p", caller=greedy)
+        await videos.load(video_url(clip), fps=None, param="p", caller=greedy)
+        assert waited == pytest.approx([50 / IMAGES, 51 / IMAGES])
+        await videos.load(frames, fps=None, param="p", caller=other)
+        with pytest.raises(InvalidRequest):
+            await videos.load("data:video/png;base64," + "," * 10**6, fps=None, param="p", caller=other)
+    assert len(waited) == 2
     await images.close()

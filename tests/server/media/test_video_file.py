@@ -1,6 +1,7 @@
 """Files of every kind to the frames that vLLM would take, by a process that a file may break and the server not."""
 
 import gc
+import signal
 import subprocess
 import sys
 import warnings
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from covervlm.server.core.errors import InvalidRequest
+from covervlm.server.core.errors import EngineOverloaded, InvalidRequest
 from covervlm.server.media import video_file, video_worker
 from covervlm.server.media.video_file import VideoProcess
 from tests.server.media.video_files import KINDS, LOSSLESS, encoded, noise, number_of, numbered
@@ -193,6 +194,38 @@ def worker(monkeypatch, tmp_path, code):
 def test_a_process_that_breaks_or_talks_nonsense_costs_one_request(monkeypatch, tmp_path, code, words):
     worker(monkeypatch, tmp_path, code)
     assert words in refused(b"\0\0\0\x20ftypisom" + bytes(10**6))[1]
+
+
+OPENED = """print('{"frames": 2, "width": 8, "height": 8, "fps": 1.0, "bytes": 9}\\n{}', flush=True)\n"""
+
+
+@pytest.mark.parametrize("said", ["", OPENED])
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
+def test_a_process_that_is_ended_from_outside_does_not_blame_its_file(monkeypatch, tmp_path, said, name):
+    ended = f"signal.signal(signal.{name}, signal.SIG_DFL)\n" if name != "SIGKILL" else ""
+    worker(monkeypatch, tmp_path, f"{said}{ended}os.kill(os.getpid(), signal.{name})")
+    with pytest.raises(EngineOverloaded, match="try again shortly"):
+        decoded(b"\0\0\0\x20ftypisom" + bytes(100))
+
+
+def test_a_process_that_cannot_be_started_is_worth_another_try(monkeypatch):
+    def none_left(*args, **kwargs):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(subprocess, "Popen", none_left)
+    with pytest.raises(EngineOverloaded, match="no room for a process"):
+        decoded(b"\0\0\0\x20ftypisom" + bytes(100))
+
+
+def test_signals_that_end_a_server_in_good_order_do_not_end_a_clip():
+    process = VideoProcess()
+    try:
+        process.open(encoded([numbered(i) for i in range(9)]), fps=None, **LIMITS)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            process._process.send_signal(number)
+        assert [number_of(frame) for frame in process.frames()] == list(range(9))
+    finally:
+        process.close()
 
 
 def test_a_killed_process_leaves_nothing_behind():

@@ -1,21 +1,26 @@
-"""Video files that are small to send and large, slow or endless to decode."""
+"""Videos that are small to send and large, slow or endless to decode, and what else befalls who decodes them."""
 
 import asyncio
 import base64
 import functools
 import io
 import json
+import os
 import random
+import signal
 from collections.abc import Callable
+from pathlib import Path
 
-from tests.e2e.attack.attacker import Attacker
+from tests.e2e.attack import images, process
+from tests.e2e.attack.attacker import Answer, Attacker
 from tests.e2e.attack.registry import REFUSED, attack
 
 MIB = 2**20
 
 
-def video_chat(url: str) -> bytes:
-    content = [{"type": "video_url", "video_url": {"url": url, "fps": 1}}, {"type": "text", "text": "What happens?"}]
+def video_chat(*urls: str) -> bytes:
+    videos = [{"type": "video_url", "video_url": {"url": url, "fps": 1}} for url in urls]
+    content = [*videos, {"type": "text", "text": "What happens?"}]
     return json.dumps({"model": "demo", "messages": [{"role": "user", "content": content}], "max_tokens": 4}).encode()
 
 
@@ -94,3 +99,48 @@ sent("a video file of 7,000 x 7,000 pixels", functools.partial(canvas, 7_000))
 sent("10 MiB of a video file's frames of one pixel", many_frames)
 sent("a video file of broken frames", broken)
 sent("a video file of 3,000 frames behind one key frame", functools.partial(clip, 3000, "mp4", 640, 360))
+
+
+@functools.cache
+def unequal_lists() -> bytes:
+    """Eight lists of 64 frames of one pixel, the last of which has two: all are opened before that is seen."""
+    frames = ",".join([images.png_base64(1, 1)] * 63 + [images.png_base64(2, 1)])
+    return video_chat(*[f"data:video/png;base64,{frames}"] * 8)
+
+
+@attack("eight clips of 64 frames of one pixel, eight times at once", make=unequal_lists)
+async def tiny_frames(attacker: Attacker) -> None:
+    await asyncio.gather(*(attacker.post("/v1/chat/completions", unequal_lists()) for _ in range(8)))
+
+
+async def signalled(attacker: Attacker, number: signal.Signals) -> asyncio.Task[Answer]:
+    """A request with a file that takes seconds, whose process has got this signal."""
+    body = video_chat(url(clip(3000, "mp4", 640, 360)))
+    sending = asyncio.create_task(attacker.post("/v1/chat/completions", body))
+    while not (found := decoding(attacker.target.pid)) and not sending.done():
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.3)
+    for each in found:
+        os.kill(each, number)
+    return sending
+
+
+def decoding(server: int) -> list[int]:
+    """The processes that decode its videos."""
+    return [each for each in process.tree(server) if b"video_worker" in Path(f"/proc/{each}/cmdline").read_bytes()]
+
+
+@attack("a video file whose process is killed", once=True, make=lambda: clip(3000, "mp4", 640, 360))
+async def killed(attacker: Attacker) -> None:
+    answer = await (await signalled(attacker, signal.SIGKILL))
+    if answer.status != 503:
+        attacker.complain(f"the file is blamed for the end of its process: {answer.status}")
+
+
+@attack(
+    "a video file whose process is stopped, and nobody who waits", once=True, make=lambda: clip(3000, "mp4", 640, 360)
+)
+async def stopped(attacker: Attacker) -> None:
+    sending = await signalled(attacker, signal.SIGSTOP)
+    sending.cancel()
+    await asyncio.wait([sending])
