@@ -11,9 +11,10 @@ from covervlm.server.core.errors import InvalidRequest
 from covervlm.server.media.kinds import IMAGE, VIDEO, Kind
 
 _SCHEME = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9+.-]*):")
-_MARKED = re.compile(r";\s*base64\s*,", re.IGNORECASE)
+_HEADER = re.compile(r"\s*data:[^,;]*(?:;[^,;=]*=[^;]*)*?;\s*base64\s*,", re.IGNORECASE)
+"""As a browser's recording has it, with commas in a parameter's value: data:video/webm;codecs=vp9,opus;base64,..."""
 _LONGEST_HEADER = 1000
-"""Characters; a browser's recording may have commas in it, as in data:video/webm;codecs=vp9,opus;base64,..."""
+"""Characters."""
 _FOREIGN = re.compile(r"[^A-Za-z0-9+/]")
 _PLAIN = ((" ", ""), ("\t", ""), ("\r", ""), ("\n", ""), ("-", "+"), ("_", "/"))
 _REPLACED = dict(_PLAIN)
@@ -44,8 +45,8 @@ def media_bytes(url: str, max_bytes: int, kind: Kind = IMAGE) -> bytes:
             )
         if name != "data":
             raise kind.invalid(f"{kind.name.title()}s come as data URLs ({kind.form}), not as {name[:20]!r} URLs.")
-        marked = _MARKED.search(url, 0, _LONGEST_HEADER)
-        start = marked.end() if marked else url.find(",") + 1
+        whole = _HEADER.match(url, 0, _LONGEST_HEADER)
+        start = whole.end() if whole else url.find(",") + 1
         if not start:
             raise kind.invalid(f"The data URL has no comma before its data; it must have the form {kind.form}.")
         header = url[: start - 1].partition(":")[2]

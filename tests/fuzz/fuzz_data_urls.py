@@ -22,6 +22,7 @@ def target(data: bytes) -> None:
         assert len(str(refused)) < LONGEST_MESSAGE
         return
     assert 0 < len(found) <= MOST
-    encoded = url.partition(",")[2] if ":" in url else url
+    # Base64 has no semicolon, so the last one is in the header, in which a parameter may have commas.
+    encoded = url.rpartition(";")[2].partition(",")[2] if ":" in url else url
     bare = unquote(re.sub(r"[ \t\r\n]", "", encoded)).translate({45: "+", 95: "/", 10: None}).rstrip("=")
     assert found == base64.b64decode(bare + "==")

@@ -67,6 +67,8 @@ def test_any_text_is_read_or_refused_in_words(text):
         ("javascript:alert(1)", "'javascript'"),
         ("data:image/png," + b64(b"abc"), "';base64'.* form"),
         ("data:image/png;base64", "comma.* form"),
+        ("data:image/png,YWJjdata:;base64,YWJj", "';base64'.* form"),
+        ("data:image/png;charset,YWJj;base64,YWJj", "';base64'.* form"),
         ("data:text/html;base64," + b64(b"abc"), "media type 'text/html'"),
         ("data:video/mp4;base64," + b64(b"abc"), "is no image type.*'video_url' part"),
         ("data:image/png;base64,", "empty"),
