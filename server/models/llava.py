@@ -1,6 +1,7 @@
 """LLaVA-1.5: one CLIP tower, one projector, one square grid of patches per image."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import CLIPVisionConfig
 from transformers.activations import ACT2FN
 
 from covervlm.server.models.base import Adapter, Architecture, Box, ImageTokens, Layout, Part
+from covervlm.server.models.last_layer import unread
 from covervlm.server.models.pictures import Cost, crop_box, crop_cost, crop_pixels
 
 _TOWERS = {"clip_vision_model": "default", "siglip_vision_model": "full"}
@@ -131,10 +133,12 @@ class LlavaAdapter(Adapter):
         """Pixels (B, 3, H, W) to features (B, n, d_v), projector outputs (B, n, d), CLS attention (B, n) if asked."""
         core, config = self.model.model, self.model.config
         pixels = pixels.to(self.embeddings.weight.device, self.embeddings.weight.dtype)
-        hidden = core.vision_tower(pixels, output_hidden_states=True, return_dict=True).hidden_states
         layers = config.vision_feature_layer
         first = 1 if self.architecture.skips_cls else 0
         layers = [layers] if isinstance(layers, int) else layers
+        last = core.vision_tower.encoder.layers[-1]
+        with nullcontext() if {-1, config.vision_config.num_hidden_layers} & {*layers} else unread(last):
+            hidden = core.vision_tower(pixels, output_hidden_states=True, return_dict=True).hidden_states
         features = torch.cat([hidden[layer][:, first:] for layer in layers], dim=-1)
         attention = self._cls_attention(hidden) if cls_attention else features.new_empty(len(features), 0)
         return features, core.multi_modal_projector(features), attention

@@ -77,6 +77,10 @@ class _DeepStack(torch.nn.Module):
         super().__init__()
         self.model = model
 
+    @property
+    def layers(self) -> Any:
+        return self.model.layers
+
     def forward(self, *, inputs_embeds: Tensor, **options: Any) -> Any:
         """inputs_embeds: (B, T, d), or (B, T, d + layers * d) with zeros for texts, which add nothing."""
         own, *deeper = inputs_embeds.split(self.model.config.hidden_size, dim=-1)

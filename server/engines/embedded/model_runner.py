@@ -1,6 +1,7 @@
 """The language model's forward passes: prefill of new prompts, and one decoding step of the running batch."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from covervlm.server.engines.embedded.prefix_cache import Layers, Prefix
 from covervlm.server.engines.embedded.step_graphs import StepGraphs
 from covervlm.server.engines.embedded.stepping import Rows
 from covervlm.server.models.base import Adapter
+from covervlm.server.models.last_layer import read_at
 
 _LOGITS = 2**24
 """Logits of prompt tokens that are held at a time."""
@@ -28,32 +30,41 @@ class ModelRunner:
         self._batch = self._empty_batch()
 
     def prefill(
-        self, prompts: Sequence[tuple[Tensor, Tensor]], repeats: Sequence[int], prefix: Prefix | None = None
+        self,
+        prompts: Sequence[tuple[Tensor, Tensor]],
+        repeats: Sequence[int],
+        prefix: Prefix | None = None,
+        *,
+        states: bool = False,
     ) -> tuple[Tensor, list[Tensor]]:
         """Read prompts together and add prompt i to the batch repeats[i] times.
 
         prompts: embeddings (T, d) and positions (axes, T) of each. They are padded on the right, where a causal model
         never looks. prefix: what was read before, which the only prompt continues. Returns the logits after each,
-        (len(prompts), V) float32, and the hidden states (T, d) of each, which `scores` reads.
+        (len(prompts), V) float32, and where `states` asks for them the hidden states (T, d) of each, which `scores`
+        reads; else only the last of them are right.
         """
         lengths = [len(embeddings) for embeddings, _ in prompts]
         longest = max(lengths)
+        rows = torch.arange(len(prompts), device=prompts[0][0].device)
+        ends = torch.tensor(lengths, device=rows.device) - 1
         embeddings = torch.stack([pad(one, (0, 0, 0, longest - len(one))) for one, _ in prompts])
         positions = torch.stack([_padded_positions(one, longest) for _, one in prompts], dim=1)
         cache = DynamicCache()
         known = 0 if prefix is None else prefix.length
         for number, (keys, values) in enumerate(prefix.layers if prefix else ()):
             cache.update(keys[..., :known, :], values[..., :known, :], number)
-        hidden = self._adapter.language_model(
-            inputs_embeds=embeddings,
-            position_ids=self._squeezed(positions),
-            # All ones: padding is harmless, and an absent mask would make transformers look for packed sequences.
-            attention_mask=torch.ones(len(prompts), known + longest, dtype=torch.long, device=embeddings.device),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        rows = torch.arange(len(prompts), device=hidden.device)
-        logits = self._logits(hidden[rows, torch.tensor(lengths, device=hidden.device) - 1])
+        model = self._adapter.language_model
+        with nullcontext() if states else read_at(model, rows, ends):
+            hidden = model(
+                inputs_embeds=embeddings,
+                position_ids=self._squeezed(positions),
+                # All ones: padding is harmless, and an absent mask would make transformers look for packed sequences.
+                attention_mask=torch.ones(len(prompts), known + longest, dtype=torch.long, device=rows.device),
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+        logits = self._logits(hidden[rows, ends])
         self._batch.join(
             [_keys_values(layer) for layer in cache.layers], [known + length for length in lengths], repeats
         )

@@ -46,11 +46,11 @@ async def test_a_prompt_without_memory_fails_alone_and_its_group_is_answered(ask
         runner = engine._worker._runner
         prefill, groups = runner.prefill, []
 
-        def short_of_memory(prompts, repeats, prefix):
+        def short_of_memory(prompts, repeats, prefix, **options):
             groups.append(len(prompts))
             if any(len(embeddings) > 20 for embeddings, _ in prompts):
                 no_memory()
-            return prefill(prompts, repeats, prefix)
+            return prefill(prompts, repeats, prefix, **options)
 
         first = engine.generate(ask(None, "Hello", max_tokens=3, ignore_eos=True))
         await anext(first)
