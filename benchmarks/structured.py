@@ -3,12 +3,13 @@
     python benchmarks/structured.py                          1, 8 and 32 answers at once, greedy
     python benchmarks/structured.py --temperature 1 --rounds 9
     python benchmarks/structured.py --vocabulary qwen        151,665 tokens
+    python benchmarks/structured.py --decoder random         one as large as in docs/load.md
     python benchmarks/structured.py --scenes 200             what `covervlm extract` makes of so many scenes instead
 
-A LLaVA with random weights, a decoder of the demo model's size and a real tokenizer runs in this process. Every answer
-has exactly --tokens tokens. Rounds with and without the schema alternate; the ratio is the median over pairs of rounds,
-so that what else keeps the machine busy weighs on both. The load is printed. Beside it stands the ratio of the CPU time
-of this process, which others do not use. A run takes two minutes on two idle cores.
+A LLaVA with random weights, a decoder of the demo model's size (or --decoder's) and a real tokenizer runs in this
+process. Every answer has exactly --tokens tokens. Rounds with and without the schema alternate; the ratio is the median
+over pairs of rounds, so that what else keeps the machine busy weighs on both. The load is printed. Beside it stands the
+ratio of the CPU time of this process, which others do not use. A run takes two minutes on two idle cores.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,17 +62,34 @@ SCHEMA = {
 """Records of things in a picture; too many of them for an answer to end."""
 
 
-def demo_sized(exhibit: Exhibit) -> Exhibit:
-    """The exhibit with a decoder of the demo model's size."""
+@dataclass(frozen=True)
+class Decoder:
+    """Layers, widths and heads of a language model."""
 
-    def build(tokenizer: Any, hidden_size: int) -> Any:
-        config = exhibit.model(tokenizer, hidden_size).config
-        text = config.text_config
-        text.num_hidden_layers, text.intermediate_size, text.head_dim = 4, 512, 32
-        text.num_attention_heads = text.num_key_value_heads = 6
-        return LlavaForConditionalGeneration(config)
+    layers: int
+    width: int
+    mlp: int
+    heads: int
 
-    return replace(exhibit, model=build)
+    def inside(self, exhibit: Exhibit) -> Exhibit:
+        """The exhibit with this language model."""
+
+        def build(tokenizer: Any, hidden_size: int) -> Any:
+            config = exhibit.model(tokenizer, hidden_size).config
+            text = config.text_config
+            text.num_hidden_layers, text.intermediate_size, text.head_dim = (
+                self.layers,
+                self.mlp,
+                self.width // self.heads,
+            )
+            text.num_attention_heads = text.num_key_value_heads = self.heads
+            return LlavaForConditionalGeneration(config)
+
+        return replace(exhibit, model=build)
+
+
+DECODERS = {"demo": Decoder(4, 192, 512, 6), "random": Decoder(12, 1024, 2816, 16)}
+"""The demo model's, and that of `speed/random_llava.py`, on which the other servers are measured."""
 
 
 async def round_of(engine: TransformersEngine, rows: int, sampling: SamplingParams) -> tuple[float, float]:
@@ -97,6 +115,7 @@ async def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--threads", type=int, help="torch's")
     parser.add_argument("--vocabulary", default="llama_2", help="one of tests/zoo/vocabularies.py")
+    parser.add_argument("--decoder", choices=DECODERS, default="demo", help="whose size the decoder has")
     parser.add_argument("--scenes", type=int, help="the accuracy of a table of so many scenes, and nothing else")
     options = parser.parse_args()
     if options.scenes:
@@ -104,9 +123,10 @@ async def main() -> None:
         print(table(options.scenes))
         print(f"load {os.getloadavg()[0]:.1f} at the end")
         return
-    exhibit = replace(demo_sized(ZOO["llava-1.5-vicuna"]), vocabulary=options.vocabulary)
+    decoder = DECODERS[options.decoder]
+    exhibit = replace(decoder.inside(ZOO["llava-1.5-vicuna"]), vocabulary=options.vocabulary)
     with tempfile.TemporaryDirectory() as folder:
-        exhibit.save(Path(folder), hidden_size=192)
+        exhibit.save(Path(folder), hidden_size=decoder.width)
         engine = TransformersEngine(TransformersEngineConfig(folder, threads=options.threads))
         await engine.start()
     plain = SamplingParams(max_tokens=options.tokens, temperature=options.temperature, seed=1, ignore_eos=True)
