@@ -55,8 +55,9 @@ def test_columns_that_no_row_uses_are_cut():
 
 def test_rows_that_join_and_leave_move_no_others():
     batch = batch_of_rows()
-    prefill(batch, [[1] * 90, [2] * 7], [1, 1])
+    prefill(batch, [[1] * 90, [2] * 7, [3]], [1, 1, 1])
     first = batch.row(0)
+    batch.keep([0, 1])
     buffers = [side.data_ptr() for layer in batch._buffers for side in layer]
     for _ in range(20):
         prefill(batch, [[3] * 60], [1])
