@@ -36,7 +36,7 @@ class Grammar:
     text: by `kind`, a JSON schema, a regular expression, a JSON list of strings, or a grammar in Lark's notation, with
     `%json {...}` for what is a schema's, or in GBNF's; "tools" is such a grammar, of schemas that were measured.
     lenient: keywords of a schema that no grammar can express are ignored instead of refused. `param` is the field of
-    the request that an error is about.
+    the request that an error is about; parts: what the lines of "tools" are of, by their numbers.
 
     Raises InvalidRequest.
     """
@@ -45,6 +45,7 @@ class Grammar:
     text: str
     lenient: bool = False
     param: str = field(default="structured_outputs", compare=False)
+    parts: Mapping[int, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if self.kind == "json":

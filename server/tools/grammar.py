@@ -26,15 +26,16 @@ def calls_grammar(tools: ToolUse, *, otherwise: Grammar | None = None) -> Gramma
         f"start: calls{'' if otherwise is None else ' | answer'}",
         f"calls: {_literal(form.before)} call {more} {_literal(form.after)}",
         f"call: {' | '.join(names)}",
-        *(
-            f'{name}: {_literal(form.opened(function.name))} %json {_schema(function)} "}}"'
-            for name, function in zip(names, tools.functions, strict=True)
-        ),
     ]
+    parts = {}
+    for name, function in zip(names, tools.functions, strict=True):
+        lines.append(f'{name}: {_literal(form.opened(function.name))} %json {_schema(function)} "}}"')
+        parts[len(lines)] = f"the parameters of '{function.name}'"
     if otherwise is not None:
         lenient = {"x-guidance": {"lenient": otherwise.lenient, "coerce_one_of": otherwise.lenient}}
         lines.append(f"answer: %json {json.dumps(json.loads(otherwise.text) | lenient)}")
-    return Grammar("tools", "\n".join(lines), param="tools")
+        parts[len(lines)] = f"'{otherwise.param}'"
+    return Grammar("tools", "\n".join(lines), param="tools", parts=parts)
 
 
 def _literal(text: str) -> str:

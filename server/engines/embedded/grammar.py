@@ -1,5 +1,6 @@
 """Grammars over the logits, by llguidance: which tokens may come next in an answer that must follow one."""
 
+import re
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,7 @@ They take some 150 bytes for each character of a schema.
 """
 
 _LIMITS = LLParserLimits(max_items_in_row=10_000, verbose_errors=False)
+_OF_A_PART = re.compile(r"at (?P<line>\d+)\(\d+\): failed to compile JSON schema: (?P<problem>.*?)\n +\d+ \| ", re.DOTALL)
 _MARK = "\x02"
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
 _OF_BYTE = np.where(_BITS, 0, -np.inf).astype(np.float32)
@@ -108,7 +110,7 @@ class Grammars:
         # The first mask builds what all others share, and shows what no answer could begin with.
         matcher.compute_bitmask()
         if matcher.is_error():
-            raise ValueError(_reason(matcher))
+            raise ValueError(_reason(matcher, grammar))
         if matcher.is_stopped():
             raise ValueError("it matches no answer")
         return matcher
@@ -122,9 +124,12 @@ def _source(grammar: Grammar) -> str:
     return grammar_from("grammar" if grammar.kind == "tools" else grammar.kind, grammar.text)
 
 
-def _reason(matcher: LLMatcher) -> str:
-    """Why a matcher has failed; llguidance adds a quotation of the whole grammar."""
-    text = " ".join(matcher.get_error().split()).rstrip(".")
+def _reason(matcher: LLMatcher, grammar: Grammar) -> str:
+    """Why a matcher has failed; llguidance adds a quotation of the lines before, which of tools no caller has written."""
+    text = matcher.get_error()
+    if (found := _OF_A_PART.match(text)) and int(found["line"]) in grammar.parts:
+        text = f"{grammar.parts[int(found['line'])]}: {found['problem']}"
+    text = " ".join(text.split()).rstrip(".")
     if text.startswith("NoExtensionBias"):
         return "no text ever ends it, as where a `$ref` only leads back to itself"
     if text == "invalid multiple of":
@@ -152,7 +157,7 @@ class Constraint:
     def check(self) -> None:
         """Raises InvalidRequest where a step took more than the limits allow; the answer cannot go on."""
         if self.matcher.is_error():
-            raise self._grammar.refusal(f"it became too complex on the way ({_reason(self.matcher)}); simplify it")
+            raise self._grammar.refusal(f"it became too complex on the way ({_reason(self.matcher, self._grammar)}); simplify it")
 
 
 class Masks:

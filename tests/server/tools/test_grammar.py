@@ -120,3 +120,19 @@ def test_what_of_a_schema_can_not_be_held_to_is_refused_where_it_is_strict(demo,
         assert (refused.value.param, refused.value.code) == ("tools", "invalid_grammar")
     else:
         assert demo(grammar, max_tokens=8).text
+
+
+@pytest.mark.parametrize("otherwise", [None, Grammar.of_schema({"type": "string"})])
+def test_parameters_that_are_no_schema_are_refused_with_their_functions_name_alone(demo, otherwise):
+    wrong = Function("measure", "", {"type": "object", "properties": {"at": {"type": "place"}}})
+    grammar = calls_grammar(ToolUse((LOOK, wrong), format="hermes"), otherwise=otherwise)
+    with pytest.raises(InvalidRequest) as refused:
+        demo(grammar)
+    problem = "the parameters of 'measure': Invalid type: place."
+    assert str(refused.value) == f"No answer can be held to this list of tools: {problem}"
+
+
+def test_a_form_beside_tools_that_is_no_schema_is_refused_with_its_own_name(demo):
+    schema = Grammar.of_schema({"type": "place"}, param="response_format.json_schema.schema")
+    with pytest.raises(InvalidRequest, match="'response_format.json_schema.schema': Invalid type: place"):
+        demo(calls_grammar(ToolUse((LOOK,)), otherwise=schema))
