@@ -30,7 +30,7 @@ MAPPED := .typecheck
 MAP := rm -rf $(MAPPED) && mkdir -p $(MAPPED)/covervlm && \
     for each in $(TYPED) library/*.py; do ln -s ../../$$each $(MAPPED)/covervlm/; done
 
-.PHONY: serve dist test test-long test-attack test-attack-vllm test-browser page-pictures test-accessibility test-dashboards test-image test-vllm test-vllm-zoo vllm-contract test-oldest test-peers test-suites test-real test-fuzz test-notebook test-viewers test-exhaustive lint bench bench-peers load gpu gpu-wheels demo-model clean
+.PHONY: serve dist test test-long test-attack test-attack-vllm test-browser page-pictures test-accessibility test-dashboards test-image test-vllm test-vllm-zoo vllm-contract test-oldest test-peers test-suites suites-model test-real test-fuzz test-notebook test-viewers test-exhaustive lint bench bench-peers load gpu gpu-wheels demo-model clean
 
 serve: $(READY)
 	$(BIN)/covervlm serve --port $(PORT)
@@ -143,7 +143,11 @@ CONFTESTS ?= .
 test-suites: $(VLLM)/.ready
 	cd $(CHECKOUT) && SUITES_PEER=$(PEER) SUITES_SERVER=$(SERVER) SUITES_MODEL=$(SUITES_MODEL) HF_HUB_OFFLINE=1 \
 		PYTHONPATH=$(CURDIR)/tests/vllm/torchvision_cure:$(CURDIR)/tests/peers:. \
-		$(CURDIR)/$(VLLM)/bin/python -m pytest -p suites.plugin -p no:cacheprovider -rf --confcutdir=$(CONFTESTS) $(FILES)
+		$(CURDIR)/$(VLLM)/bin/python -m pytest -p suites.plugin -p no:cacheprovider -rf --timeout 180 --confcutdir=$(CONFTESTS) $(FILES)
+
+# The model that docs/compatibility.md was measured with, made in the folder SUITES_MODEL.
+suites-model: $(READY) $(ZOO)/.ready
+	$(BIN)/python tests/peers/suites/model.py $(SUITES_MODEL)
 
 # Runs the notebook in docs/, by Jupyter's own kernel.
 test-notebook: $(READY) $(NOTEBOOK)/.ready

@@ -24,7 +24,7 @@ They take some 150 bytes for each character of a schema.
 """
 
 _LIMITS = LLParserLimits(max_items_in_row=10_000, verbose_errors=False)
-_OF_A_PART = re.compile(r"at (?P<line>\d+)\(\d+\): failed to compile JSON schema: (?P<problem>.*?)\n +\d+ \| ", re.DOTALL)
+_OF_A_PART = re.compile(r"at (?P<line>\d+)\(\d+\): failed to compile JSON schema: (?P<problem>.*?)\n +\d+ \| ", re.S)
 _MARK = "\x02"
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
 _OF_BYTE = np.where(_BITS, 0, -np.inf).astype(np.float32)
@@ -125,7 +125,7 @@ def _source(grammar: Grammar) -> str:
 
 
 def _reason(matcher: LLMatcher, grammar: Grammar) -> str:
-    """Why a matcher has failed; llguidance adds a quotation of the lines before, which of tools no caller has written."""
+    """Why a matcher has failed; llguidance adds a quotation of lines, which of tools no caller has written."""
     text = matcher.get_error()
     if (found := _OF_A_PART.match(text)) and int(found["line"]) in grammar.parts:
         text = f"{grammar.parts[int(found['line'])]}: {found['problem']}"
@@ -157,7 +157,8 @@ class Constraint:
     def check(self) -> None:
         """Raises InvalidRequest where a step took more than the limits allow; the answer cannot go on."""
         if self.matcher.is_error():
-            raise self._grammar.refusal(f"it became too complex on the way ({_reason(self.matcher, self._grammar)}); simplify it")
+            reason = _reason(self.matcher, self._grammar)
+            raise self._grammar.refusal(f"it became too complex on the way ({reason}); simplify it")
 
 
 class Masks:

@@ -9,6 +9,7 @@ import os
 import sys
 import types
 import unittest
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -78,9 +79,24 @@ def _vllm(root: object) -> None:
     huggingface_hub.snapshot_download = huggingface_hub.HfApi.snapshot_download = lambda *_, **__: ""
 
 
+def _picture() -> Any:
+    """What the web would answer."""
+    import requests
+    from PIL import Image
+
+    drawn, made = BytesIO(), requests.Response()
+    Image.radial_gradient("L").save(drawn, "png")
+    made.status_code, made._content = 200, drawn.getvalue()
+    return made
+
+
 def _llama_cpp() -> None:
     _module("wget")  # for models, of which none is fetched
+    import requests
     import utils
+
+    get = requests.get
+    requests.get = lambda url, **options: _picture() if url.startswith("https://") else get(url, **options)
 
     host, _, port = address().removeprefix("http://").partition(":")
     made = utils.ServerProcess.__init__

@@ -134,5 +134,5 @@ def test_parameters_that_are_no_schema_are_refused_with_their_functions_name_alo
 
 def test_a_form_beside_tools_that_is_no_schema_is_refused_with_its_own_name(demo):
     schema = Grammar.of_schema({"type": "place"}, param="response_format.json_schema.schema")
-    with pytest.raises(InvalidRequest, match="'response_format.json_schema.schema': Invalid type: place"):
+    with pytest.raises(InvalidRequest, match=r"'response_format\.json_schema\.schema': Invalid type: place"):
         demo(calls_grammar(ToolUse((LOOK,)), otherwise=schema))
