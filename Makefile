@@ -143,7 +143,7 @@ CONFTESTS ?= .
 test-suites: $(VLLM)/.ready
 	cd $(CHECKOUT) && SUITES_PEER=$(PEER) SUITES_SERVER=$(SERVER) SUITES_MODEL=$(SUITES_MODEL) HF_HUB_OFFLINE=1 \
 		PYTHONPATH=$(CURDIR)/tests/vllm/torchvision_cure:$(CURDIR)/tests/peers:. \
-		$(CURDIR)/$(VLLM)/bin/python -m pytest -p suites.plugin -p no:cacheprovider -rf --timeout 180 --confcutdir=$(CONFTESTS) $(FILES)
+		$(CURDIR)/$(VLLM)/bin/python -m pytest -p suites.plugin -p no:cacheprovider -rf --timeout 180 --tb=native --confcutdir=$(CONFTESTS) $(FILES)
 
 # The model that docs/compatibility.md was measured with, made in the folder SUITES_MODEL.
 suites-model: $(READY) $(ZOO)/.ready
