@@ -20,7 +20,7 @@ def read_at(model: nn.Module, rows: Tensor, places: Tensor) -> Iterator[None]:
     """
     layers: Any = getattr(model, "layers", None) or [nn.Identity()]
     mlp, attention = getattr(layers[-1], "mlp", None), getattr(layers[-1], "self_attn", None)
-    parts = [mlp] if hasattr(mlp, "down_proj") else []
+    parts: list[Any] = [mlp] if hasattr(mlp, "down_proj") else []
     parts += [part for name in ("q_proj", "o_proj") if (part := getattr(attention, name, None)) is not None]
     with ExitStack() as stack:
         for part in parts:
