@@ -16,7 +16,9 @@ class Disk:
 
     def __init__(self, size, monkeypatch):
         self.free = size
-        monkeypatch.setattr(os, "fstatvfs", lambda descriptor: SimpleNamespace(f_bavail=self.free // 4096, f_frsize=4096))
+        monkeypatch.setattr(
+            os, "fstatvfs", lambda descriptor: SimpleNamespace(f_bavail=self.free // 4096, f_frsize=4096)
+        )
         monkeypatch.setattr(os, "posix_fallocate", self._allocate)
 
     def _allocate(self, descriptor, offset, length):
