@@ -15,9 +15,9 @@ from covervlm.server.core.pace import Pace
 ANONYMOUS = "anonymous"
 """Owner of everything that is made without an API key."""
 MUCH = 16 * 2**20
-PRESENT = 1.0
-"""Seconds for which a caller counts as one who asks after an answer: one with one request after another is there all
-the time, however little lies between them."""
+PRESENT = 0.1
+"""Seconds after an answer for which its caller is still there: one with one request after another would else be gone
+between any two of them, and what somebody else sends in those moments would have no pace."""
 _SHARE = 3
 """How many times the memory that is free one key may hold: three quarters of it all while nobody else needs any."""
 

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Callable
 
-REQUESTS, IMAGES, FETCHES, BODY_BYTES, FETCHED_BYTES = 100, 200, 50, 64 * 2**20, 32 * 2**20
-"""A second. A byte that is fetched costs this process twice as much as one that is sent to it."""
+REQUESTS, IMAGES, FETCHES, BODY_BYTES, FETCHED_BYTES = 50, 200, 50, 64 * 2**20, 32 * 2**20
+"""A second. Bytes that are fetched, somebody else sends: they cost a key nothing, and this process what its own do."""
 AT_ONCE = 0.25
 """Seconds' worth that passes without a delay where little came before: others wait for all of it."""
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from covervlm.server.core.caller import ANONYMOUS, Callers, InFlight
+from covervlm.server.core.caller import ANONYMOUS, Caller, Callers, InFlight
 from covervlm.server.core.errors import EngineOverloaded, InvalidRequest
 from covervlm.server.core.pace import AT_ONCE, IMAGES
 from covervlm.server.media import video, video_worker
