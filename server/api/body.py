@@ -1,10 +1,10 @@
 """A request's body in JSON: bounded, checked off the event loop, and worked on for as long as the client waits."""
 
 import asyncio
-import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
@@ -23,8 +23,10 @@ MOST_FAULTS = 100
 LONGEST_PARSE = 0.15
 """Seconds of parsing allowed beyond plain text."""
 _DEEPEST, _MOST_TOKENS, _LOOKED_AT = 200, 10_000, 2**22
-_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[][{}:,]', re.DOTALL)
-"""A string without an end goes on to the body's, so that no byte is looked at twice."""
+_MOST_MARKS = 100_000
+_PIECE = 2**16
+_IS_MARK = np.zeros(256, bool)
+_IS_MARK[list(b'[]{}:,"')] = True
 
 # One large body at a time: even in a thread, parsing keeps all other threads waiting, the event loop's among them.
 _turns = FairTurns(1)
@@ -97,20 +99,45 @@ def _fullest_place(body: bytes) -> str | None:
     """The field where a body nests too deeply or has held a great many values, as far down as fields of ours go."""
     place: list[str | int] = []
     name = b""
-    for number, token in enumerate(_TOKEN.finditer(body, 0, _LOOKED_AT)):
-        match token[0][:1]:
-            case b"{":
+    for number, (mark, text) in enumerate(_structure(body)):
+        match mark:
+            case "{":
                 place.append("")
-            case b"[":
+            case "[":
                 place.append(0)
-            case b"}" | b"]" if place:
+            case "}" | "]" if place:
                 place.pop()
-            case b'"':
-                name = token[0]
-            case b":" if place:
-                place[-1] = name[1:-1][:100].decode(errors="replace")
-            case b"," if place and isinstance(place[-1], int):
+            case '"':
+                name = text
+            case ":" if place:
+                place[-1] = name.decode(errors="replace")
+            case "," if place and isinstance(place[-1], int):
                 place[-1] += 1
         if len(place) > _DEEPEST or number > _MOST_TOKENS:
             return parameter_name(place[:4]) if place and isinstance(place[0], str) else None
     return None
+
+
+def _structure(body: bytes) -> Iterator[tuple[str, bytes]]:
+    """Brackets, colons and commas of JSON, and its strings by their quotes, with their first characters.
+
+    Found by numpy, piece by piece: a regular expression keeps all threads waiting for as long as it looks at digits.
+    """
+    looked_at, begin, last, marks = np.frombuffer(body, np.uint8, min(len(body), _LOOKED_AT)), -1, -1, 0
+    for start in range(0, len(looked_at), _PIECE):
+        for at in (start + np.flatnonzero(_IS_MARK.take(looked_at[start : start + _PIECE]))).tolist():
+            marks += 1
+            if marks > _MOST_MARKS:
+                return
+            mark = chr(body[at])
+            if begin < 0 and mark != '"':
+                yield mark, b""
+            elif begin < 0:
+                begin = last = at
+            elif mark == '"':
+                # A quote behind an odd number of backslashes, none of which an earlier quote has seen, is escaped.
+                since = body[last + 1 : at]
+                last = at
+                if (len(since) - len(since.rstrip(b"\\"))) % 2 == 0:
+                    yield mark, body[begin + 1 : min(at, begin + 101)]
+                    begin = -1

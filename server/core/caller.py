@@ -15,6 +15,9 @@ from covervlm.server.core.pace import Pace
 ANONYMOUS = "anonymous"
 """Owner of everything that is made without an API key."""
 MUCH = 16 * 2**20
+PRESENT = 0.1
+"""Seconds after an answer for which its caller is still there: one with one request after another would else be gone
+between any two of them, and what somebody else sends in those moments would have no pace."""
 _SHARE = 3
 """How many times the memory that is free one key may hold: three quarters of it all while nobody else needs any."""
 
@@ -214,6 +217,9 @@ class Callers:
         self._clock = clock
         self._used: dict[str, _Use] = {}
         self._running = 0
+        self._latest: _Use | None = None
+        self._ended = self._ended_before = -math.inf
+        """When a request of the latest owner whose requests end has ended, and one of any other."""
 
     @contextmanager
     def request(self, owner: str) -> Iterator[Caller]:
@@ -231,9 +237,14 @@ class Callers:
             caller.release()
             use.running -= 1
             self._running -= 1
+            if self._latest is not use:
+                self._latest, self._ended_before = use, self._ended
+            self._ended = self._clock()
 
     def _is_alone(self, use: "_Use") -> bool:
-        return self._running == use.running
+        """Whether nobody else asks, or has just been answered."""
+        ended = self._ended_before if self._latest is use else self._ended
+        return self._running == use.running and self._clock() - ended > PRESENT
 
 
 class _Use:

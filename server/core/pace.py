@@ -3,12 +3,14 @@
 import math
 from collections.abc import Callable
 
-REQUESTS, IMAGES, FETCHES, BODY_BYTES = 100, 200, 50, 64 * 2**20
-"""A second, and at once where little came before."""
+REQUESTS, IMAGES, FETCHES, BODY_BYTES, FETCHED_BYTES = 50, 200, 50, 64 * 2**20, 32 * 2**20
+"""A second. Bytes that are fetched, somebody else sends: they cost a key nothing, and this process what its own do."""
+AT_ONCE = 0.25
+"""Seconds' worth that passes without a delay where little came before: others wait for all of it."""
 
 
 class Flow:
-    """Lets so much through a second, and a second's worth at once."""
+    """Lets so much through a second, and AT_ONCE of it without a delay."""
 
     def __init__(self, per_second: float, clock: Callable[[], float]) -> None:
         self._per_second = per_second
@@ -18,7 +20,7 @@ class Flow:
     def delay(self, size: float) -> float:
         """Seconds to wait after `size` more."""
         now = self._clock()
-        self._full_at = max(self._full_at, now - 1) + size / self._per_second
+        self._full_at = max(self._full_at, now - AT_ONCE) + size / self._per_second
         return max(0.0, self._full_at - now)
 
 
@@ -35,6 +37,7 @@ class Pace:
         self._images = Flow(IMAGES, clock)
         self._fetches = Flow(FETCHES, clock)
         self._bytes = Flow(BODY_BYTES, clock)
+        self._fetched = Flow(FETCHED_BYTES, clock)
 
     def request(self) -> float:
         return 0.0 if self._alone() else self._requests.delay(1)
@@ -44,9 +47,13 @@ class Pace:
         return 0.0 if self._alone() else self._images.delay(count)
 
     def fetch(self) -> float:
-        """Of an image by its URL, whatever its redirects."""
+        """Before a connection is made to fetch an image, for each of its redirects anew."""
         return 0.0 if self._alone() else self._fetches.delay(1)
 
     def body(self, size: int) -> float:
         """Before more is read of a body of which `size` more bytes have come."""
         return 0.0 if self._alone() else self._bytes.delay(size)
+
+    def fetched(self, size: int) -> float:
+        """Before more is read of an image that is fetched, of which `size` more bytes have come."""
+        return 0.0 if self._alone() else self._fetched.delay(size)

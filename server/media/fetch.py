@@ -6,6 +6,7 @@ connection goes to a checked address itself: a name that resolves differently a 
 
 import asyncio
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import cast
 import httpx
 
 from covervlm.server.core.fairness import FairTurns
+from covervlm.server.core.pace import Pace
 from covervlm.server.media.addresses import Address, AddressPolicy, literal_address
 from covervlm.server.media.kinds import IMAGE, Kind
 from covervlm.server.media.names import Names
@@ -25,6 +27,10 @@ Resolve = Callable[[str, int, str], Awaitable[Sequence[str]]]
 """Addresses of a host and port, for an owner."""
 
 _AGENT = f"covervlm/{version('covervlm')}"  # read from the package's files, which takes longer than a request
+_PART = 2**20
+_LEAST = 4096
+"""Bytes that a chunk costs as much as, however short."""
+_UNHURRIED = Pace(time.monotonic, alone=lambda: True)
 _CONNECTIONS = 64
 """Of which one owner has half at most: servers that drip or say nothing hold theirs for as long as a fetch may take."""
 
@@ -77,21 +83,21 @@ class Fetcher:
         *,
         owner: str,
         hold: Callable[[int], None],
-        pace: Callable[[int], float] = lambda size: 0.0,
+        pace: Pace = _UNHURRIED,
         kind: Kind = IMAGE,
     ) -> bytes:
         """The body behind the URL, at most max_bytes; `hold` is told of its bytes as they come, and may raise.
 
-        pace: told of them as well, says how many seconds later the next may come.
+        pace: how fast the owner may go while others are there; what that takes is not the server's time behind the URL.
 
         Raises InvalidRequest, which reveals nothing of this network.
         """
         try:
             async with (
-                asyncio.timeout(self._limits.total_timeout),
+                asyncio.timeout(self._limits.total_timeout) as limit,
                 self._turns.turn(owner, leaves=_CONNECTIONS // 2),
             ):
-                return await self._follow(_parsed(url, kind), max_bytes, owner, hold, pace, kind)
+                return await self._follow(_parsed(url, kind), max_bytes, owner, hold, _Paced(pace, limit), kind)
         except (TimeoutError, httpx.TimeoutException):
             raise kind.invalid_url(
                 f"Fetching the {kind.name} took too long; send the {kind.name} itself as a data URL."
@@ -111,17 +117,18 @@ class Fetcher:
         max_bytes: int,
         owner: str,
         hold: Callable[[int], None],
-        pace: Callable[[int], float],
+        paced: "_Paced",
         kind: Kind,
     ) -> bytes:
         for _ in range(self._limits.max_redirects + 1):
+            await paced.connects()
             async with self._get(url, owner, kind) as response:
                 if response.has_redirect_location:
                     url = _parsed(response.headers["location"], kind, url)
                     continue
                 if response.status_code != 200:
                     raise kind.invalid_url(f"The {kind.name}'s URL answered with status {response.status_code}.")
-                return await _body(response, max_bytes, hold, pace, kind)
+                return await _body(response, max_bytes, hold, paced, kind)
         raise kind.invalid_url(f"The {kind.name}'s URL redirects more than {self._limits.max_redirects} times.")
 
     @asynccontextmanager
@@ -177,23 +184,45 @@ class Fetcher:
         )
 
 
+class _Paced:
+    """Waits as an owner's pace asks for, which the time limit of a fetch does not count."""
+
+    def __init__(self, pace: Pace, limit: asyncio.Timeout) -> None:
+        self._pace = pace
+        self._limit = limit
+
+    async def connects(self) -> None:
+        await self._wait(self._pace.fetch())
+
+    async def has_read(self, size: int) -> None:
+        await self._wait(self._pace.fetched(max(size, _LEAST)))
+
+    async def _wait(self, seconds: float) -> None:
+        """At least until others have had their turn: what has come in tiny chunks is read without waiting for more."""
+        if seconds and (end := self._limit.when()) is not None:
+            self._limit.reschedule(end + seconds)
+        await asyncio.sleep(seconds)
+
+
 async def _body(
-    response: httpx.Response, max_bytes: int, hold: Callable[[int], None], pace: Callable[[int], float], kind: Kind
+    response: httpx.Response, max_bytes: int, hold: Callable[[int], None], paced: _Paced, kind: Kind
 ) -> bytes:
     declared = response.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_bytes:
         raise kind.too_large(max_bytes, "bytes")
     if response.headers.get("content-encoding", "identity") != "identity":
         raise kind.invalid_url(f"The {kind.name}'s URL answered with a compressed body.")
-    body = bytearray()
+    parts, length = [bytearray()], 0  # one that grows to all of it is copied again and again
     async for piece in cast(httpx.AsyncByteStream, response.stream):
-        if len(body) + len(piece) > max_bytes:
+        length += len(piece)
+        if length > max_bytes:
             raise kind.too_large(max_bytes, "bytes")
         hold(len(piece))
-        body += piece
-        if delay := pace(len(piece)):
-            await asyncio.sleep(delay)
-    return bytes(body)
+        if len(parts[-1]) >= _PART:
+            parts.append(bytearray())
+        parts[-1] += piece
+        await paced.has_read(len(piece))
+    return await asyncio.to_thread(b"".join, parts) if length > _PART else b"".join(parts)
 
 
 def _parsed(url: str, kind: Kind, base: httpx.URL | None = None) -> httpx.URL:

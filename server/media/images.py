@@ -96,9 +96,7 @@ class ImageLoader:
         """
         scheme = url_scheme(url)
         if scheme in ("http", "https") and self._fetch is not None:
-            if delay := caller.pace.fetch():
-                await asyncio.sleep(delay)
-            data = await self._fetch(url.strip(), most, owner=caller.owner, hold=hold, pace=caller.pace.body, kind=kind)
+            data = await self._fetch(url.strip(), most, owner=caller.owner, hold=hold, pace=caller.pace, kind=kind)
             return lambda: data, 0
         if scheme == "file" and self._folder is not None:
             return partial(read_media_file, url.strip(), self._folder, most, kind), most

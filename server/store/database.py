@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 NAME = "covervlm.sqlite3"
 _OURS = ("blobs", "quarantine", "lost+found", "reserve", "traffic.sqlite3", "traffic.sqlite3-wal")
 _RESERVE = 8 * 1024**2
-"""Bytes of the disk that are set aside, because deleting takes room too."""
+"""Bytes of the disk that are set aside at most, because deleting takes room too."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -132,13 +132,16 @@ class Database:
             self.set_aside()
 
     def set_aside(self) -> None:
-        """Reserve room on the disk for deletions, unless there is none or it is reserved already."""
-        if not self._reserve.exists():
+        """Reserve room on the disk for deletions, at most half of what there is, unless it is reserved already."""
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self._reserve, os.O_WRONLY | os.O_CREAT, 0o600)
             try:
-                with os.fdopen(os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                    os.posix_fallocate(file.fileno(), 0, _RESERVE)
-            except OSError:
-                self._reserve.unlink(missing_ok=True)
+                disk, reserved = os.fstatvfs(descriptor), os.fstat(descriptor).st_size
+                wanted = min(_RESERVE, (reserved + disk.f_bavail * disk.f_frsize) // 2)
+                if wanted > reserved:
+                    os.posix_fallocate(descriptor, 0, wanted)
+            finally:
+                os.close(descriptor)
 
     def row(self, query: str, *values: Any) -> sqlite3.Row | None:
         with self._lock, _storage_errors():

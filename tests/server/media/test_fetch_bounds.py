@@ -1,12 +1,17 @@
 """A fetch is bounded in bytes and in time, and leaves nothing behind."""
 
 import asyncio
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
+from covervlm.server.core.caller import Callers
 from covervlm.server.core.errors import EngineOverloaded
+from covervlm.server.core.pace import AT_ONCE, FETCHED_BYTES, FETCHES
+from covervlm.server.media import fetch
 from covervlm.server.media.fetch import Fetcher, FetchLimits
-from tests.server.media.remote import LOOPBACK, OK, fetching, refusal, serving
+from tests.server.media.remote import LOOPBACK, OK, fetching, redirect, refusal, serving
 
 
 async def test_a_declared_length_over_the_limit_ends_the_fetch_at_once():
@@ -132,3 +137,46 @@ async def test_bytes_are_told_of_as_they_come_and_no_more_are_read_once_there_is
         await fetcher.aclose()
     assert 200_000 < sum(told) < 10**6
     assert sent < 10**8
+
+
+@pytest.fixture
+def waited(monkeypatch):
+    """The seconds that a fetch waits for, which then pass at once."""
+    seconds = []
+
+    async def sleep(delay):
+        seconds.append(delay)
+
+    monkeypatch.setattr(fetch, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": sleep}))
+    return seconds
+
+
+async def test_every_redirect_and_all_bytes_go_at_a_keys_pace(waited):
+    callers, part = Callers(clock=lambda: 100.0), int(FETCHED_BYTES * AT_ONCE)
+    answers = {"/again": redirect("/again"), "/large": b"HTTP/1.1 200 OK\r\n\r\n" + bytes(part + 2**20)}
+    async with serving(answers.get) as (_, port), fetching() as get:
+        url = f"http://127.0.0.1:{port}"
+        with callers.request("greedy") as greedy, callers.request("other") as other:
+            assert await get(f"{url}/large", 2 * part, pace=greedy.pace) == bytes(part + 2**20)
+            assert sum(map(bool, waited)) > 0
+            assert max(waited) == pytest.approx(2**20 / FETCHED_BYTES)
+            waited.clear()
+            free = int(FETCHES * AT_ONCE) - 1
+            while len(waited) < free + 4:
+                await refusal(partial(get, pace=greedy.pace), f"{url}/again")
+            assert not any(waited[:free])
+            assert all(waited[free + 1 :])
+            waited.clear()
+            await refusal(partial(get, pace=other.pace), f"{url}/again")
+            assert waited == [0.0] * 4
+
+
+async def test_waiting_for_the_pace_takes_nothing_from_the_time_limit(waited):
+    pace = SimpleNamespace(fetch=lambda: 3.0, fetched=lambda size: 4.0)
+    async with asyncio.timeout(60) as limit:
+        end = limit.when()
+        paced = fetch._Paced(pace, limit)
+        await paced.connects()
+        await paced.has_read(1)
+        assert limit.when() - end == pytest.approx(7)
+    assert waited == [3.0, 4.0]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from covervlm.server.core.caller import ANONYMOUS, Caller, Callers, InFlight
 from covervlm.server.core.errors import EngineOverloaded, InvalidRequest
-from covervlm.server.core.pace import IMAGES
+from covervlm.server.core.pace import AT_ONCE, IMAGES
 from covervlm.server.media import images
 from covervlm.server.media.decoding import ImageLimits, image_digest
 from covervlm.server.media.images import ImageLoader
@@ -52,7 +52,7 @@ async def test_images_beyond_a_keys_pace_wait_before_anything_is_read_of_them(lo
     monkeypatch.setattr(images, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": at_once}))
     callers = Callers(clock=lambda: 100.0)
     with callers.request("greedy") as greedy, callers.request("other") as other:
-        for _ in range(IMAGES + 3):
+        for _ in range(int(IMAGES * AT_ONCE) + 3):
             await loader.load(url, param="p", caller=greedy)
         assert waited == pytest.approx([1 / IMAGES, 2 / IMAGES, 3 / IMAGES])
         await loader.load(url, param="p", caller=other)

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from covervlm.server.core.caller import ANONYMOUS, Callers, InFlight
+from covervlm.server.core.caller import ANONYMOUS, Caller, Callers, InFlight
 from covervlm.server.core.errors import EngineOverloaded, InvalidRequest
-from covervlm.server.core.pace import IMAGES
+from covervlm.server.core.pace import AT_ONCE, IMAGES
 from covervlm.server.media import video, video_worker
 from covervlm.server.media.decoding import BYTES_PER_PIXEL, ImageLimits
 from covervlm.server.media.images import ImageLoader
@@ -123,12 +123,12 @@ async def test_a_lists_frames_go_at_a_keys_pace_like_images_and_a_file_like_one(
     images, videos = loaders()
     callers = Callers(clock=lambda: 100.0)
     with callers.request("greedy") as greedy, callers.request("other") as other:
-        for _ in range(IMAGES // 50 + 1):
+        for _ in range(int(IMAGES * AT_ONCE) // 50 + 1):
             await videos.load(frames, fps=None, param="p", caller=greedy)
         await videos.load(video_url(clip), fps=None, param="p", caller=greedy)
         assert waited == pytest.approx([50 / IMAGES, 51 / IMAGES])
         await videos.load(frames, fps=None, param="p", caller=other)
         with pytest.raises(InvalidRequest):
-            await videos.load("data:video/png;base64," + "," * 10**6, fps=None, param="p", caller=other)
+            await videos.load("data:video/png;base64," + "," * 10**6, fps=None, param="p", caller=Caller())
     assert len(waited) == 2
     await images.close()
