@@ -63,6 +63,7 @@ test-exhaustive: $(READY)
 # A server under every known attack, beside a well-behaved caller, on a machine that does nothing else. The figures go to
 # results/attack.md.
 # Without the right to mount and to make memory cgroups, the attacks that need them are left out.
+# With ATTACKED=FOLDER it is the server of the checkout in that folder, and the file is named after it.
 test-attack: $(READY)
 	$(BIN)/pytest -m attack tests/e2e/attack
 

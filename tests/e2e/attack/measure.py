@@ -86,7 +86,7 @@ class _Watch:
     def _gauge(self) -> None:
         while not self._over.wait(0.25):
             with contextlib.suppress(OSError):
-                self.gauge = max(self.gauge, self.served.gauges()["covervlm_inflight_bytes"])
+                self.gauge = max(self.gauge, self.served.charged())
 
 
 class Attackers:
@@ -232,7 +232,7 @@ def _not_back(served: Served, figures: Figures, held: tuple[int, int]) -> str:
     """What is still missing, "" for nothing."""
     began, used = time.monotonic(), process.seconds(served.pid)
     try:
-        figures.charged = served.gauges()["covervlm_inflight_bytes"]
+        figures.charged = served.charged()
         figures.tasks = served.tasks() - held[1]
     except OSError as error:
         return f"no answer: {error}"

@@ -5,6 +5,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
+from tests.e2e.attack import attacked
 from tests.e2e.attack.attacker import Answer, Attacker
 
 
@@ -25,7 +26,8 @@ class Schema:
 
     @classmethod
     async def of(cls, attacker: Attacker) -> "Schema":
-        return cls((await attacker.request("GET", "/openapi.json", counted=False)).json())
+        document = (await attacker.request("GET", "/openapi.json", counted=False)).json()
+        return cls(attacked.as_today(document))
 
     def wrong(self, method: str, route: str, answer: Answer) -> str | None:
         """What the answer of a route, e.g. /v1/jobs/{job}, has that its schema has not; None where it conforms."""

@@ -1,7 +1,6 @@
 """A server under attack, and what stands around it: the probe, the well-behaved caller and the bystander."""
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.e2e.attack import process
+from tests.e2e.attack import attacked, process
 from tests.e2e.attack.caller import KINDS
 from tests.e2e.attack.children import ROOT, child
 from tests.e2e.attack.pace import Slice
@@ -36,7 +35,7 @@ class Server(Target):
         """Raises AssertionError with the end of its log where it does not start."""
         super().__init__(port=0, pid=0, folder=folder)
         command = [sys.executable, "-m", "tests.e2e.attack.server", *OPTIONS, "--data-dir", str(folder)]
-        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        env = attacked.environment(folder.parent) | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         with self.log.open("w") as log:
             self.server = subprocess.Popen(
                 [*wrapper, *command, *options],

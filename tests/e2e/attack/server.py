@@ -4,13 +4,16 @@
 """
 
 import asyncio
+import functools
 import socket
 import sys
 import time
 from typing import Any
 
-from covervlm.server import cli, serving
-from covervlm.server.app import Application
+import fastapi
+from fastapi import FastAPI
+
+from tests.e2e.attack import attacked
 from tests.e2e.attack.lifeline import end_with_parent
 
 SLOW_NAMES = ".slow.test"
@@ -29,22 +32,33 @@ def slow(host: Any, *args: Any, **kwargs: Any) -> Any:
     return getaddrinfo(host, *args, **kwargs)
 
 
-class Debugged(Application):
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+class Debugged(FastAPI):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
 
-        @self.app.get("/debug/tasks")
+        @self.get("/debug/tasks")
         async def tasks() -> int:
             return len(asyncio.all_tasks())
 
-        @self.app.get("/debug/clock")
+        @self.get("/debug/clock")
         async def jump(seconds: float) -> float:
             time.time = lambda: clock() + seconds  # type: ignore[assignment]
             return time.time()
 
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if attacked.CHECKOUT and scope["type"] == "http":
+            scope["path"] = attacked.path(scope["path"], self.paths)
+        await super().__call__(scope, receive, send)
+
+    @functools.cached_property
+    def paths(self) -> set[str]:
+        return set(self.openapi()["paths"])
+
 
 if __name__ == "__main__":
     end_with_parent()
-    serving.Application = Debugged
     socket.getaddrinfo = slow
-    sys.exit(cli.main(["serve", *sys.argv[1:]]))
+    fastapi.FastAPI = Debugged  # type: ignore[misc]
+    from covervlm.server.cli import main  # builds its application from that
+
+    sys.exit(main(["serve", *attacked.known(sys.argv[1:], main)]))

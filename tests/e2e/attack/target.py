@@ -71,6 +71,10 @@ class Target:
         lines = [line.rpartition(" ") for line in text.decode().splitlines() if not line.startswith("#")]
         return {name: float(value) for name, _, value in lines if "{" not in name}
 
+    def charged(self) -> float:
+        """Bytes for requests in flight, as the server counts them; 0 for one that does not count. Raises OSError."""
+        return self.gauges().get("covervlm_inflight_bytes", 0.0)
+
     def tasks(self) -> int:
         return int(self.ask("GET", "/debug/tasks")[1])
 

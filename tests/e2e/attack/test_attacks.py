@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.attack import process
+from tests.e2e.attack import attacked, process
 from tests.e2e.attack.attacks import TABLE
 from tests.e2e.attack.figures import Figures
 from tests.e2e.attack.measure import Attackers, measured
@@ -17,6 +17,8 @@ from tests.e2e.attack.report import Report
 from tests.e2e.attack.served import Served
 
 pytestmark = [pytest.mark.attack, pytest.mark.timeout(600)]
+
+REPORT = f"attack-{attacked.CHECKOUT.name}.md" if attacked.CHECKOUT else "attack.md"
 
 
 class Servers:
@@ -80,8 +82,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 @pytest.fixture(scope="module")
 def report(request: pytest.FixtureRequest) -> Iterator[Report]:
-    """Written to results/attack.md, and printed when all have been tried."""
-    report = Report(Path(request.config.rootpath) / "results" / "attack.md", calm())
+    """Written to results/, and printed when all have been tried."""
+    report = Report(Path(request.config.rootpath) / "results" / REPORT, calm())
     yield report
     capture = request.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():

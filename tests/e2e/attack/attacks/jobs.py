@@ -118,7 +118,7 @@ async def queued_pictures(attacker: Attacker) -> None:
             if job["state"] == "queued":
                 await attacker.request("DELETE", f"/v1/jobs/{job['id']}", counted=False)
         await asyncio.sleep(2)
-        charged = attacker.target.gauges()["covervlm_inflight_bytes"]
+        charged = attacker.target.charged()
         left = await asyncio.to_thread(resident_beyond_idle, attacker)
         if left > 512 * 2**20:
             attacker.complain(

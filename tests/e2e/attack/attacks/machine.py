@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.e2e.attack import images
+from tests.e2e.attack import attacked, images
 from tests.e2e.attack.attacker import Attacker
 from tests.e2e.attack.attacks.jobs import finished, fit, upload
 from tests.e2e.attack.attacks.store import SESSION, SESSIONS, STORED
@@ -112,7 +112,12 @@ async def starts_read_only(attacker: Attacker) -> None:
     command = in_namespace('mount --bind "$0" "$0" && mount -o remount,bind,ro "$0"', folder)
     serve = [sys.executable, "-m", "tests.e2e.attack.server", "--port", "0", "--data-dir", str(folder)]
     process = await asyncio.create_subprocess_exec(
-        *command, *serve, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        *command,
+        *serve,
+        cwd=ROOT,
+        env=attacked.environment(folder.parent),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     try:
         async with asyncio.timeout(100):
