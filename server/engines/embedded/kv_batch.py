@@ -17,8 +17,9 @@ from covervlm.server.engines.embedded.prefix_cache import Layers
 from covervlm.server.engines.embedded.stepping import Step
 
 _SPARE_COLUMNS = 64
-_EMPTY = 4
-"""Buffers with so many times the rows that run are made anew, to give memory back."""
+_SPARE_ROWS = 16
+_LEFT = 4
+"""Where so many times the rows that run have been written to, they move to new buffers, to give memory back."""
 _ALIGNED = 64
 
 
@@ -95,7 +96,7 @@ class KVBatch:
             if place >= len(rows):
                 self._places[row] = next(free)
                 self._write(self._places[row], self._columns(place, self.lengths[row]), self.lengths[row])
-        if len(self._buffers[0][0]) >= _EMPTY * len(rows):
+        if len(self._begins) >= _LEFT * len(rows):
             self._lay_out(self._buffers, len(rows), self.width)
 
     def row(self, row: int) -> Layers:
@@ -153,14 +154,15 @@ class KVBatch:
         self._lay_out(like, rows, width)
 
     def _lay_out(self, like: Sequence[tuple[Tensor, Tensor]], rows: int, width: int) -> None:
-        """New buffers, with room for as many rows again and half as many columns, and in them the running rows."""
+        """New buffers, with room for more rows and columns, and in them the running rows."""
         running = [self._columns(place, length) for place, length in zip(self._places, self.lengths, strict=True)]
-        spare = max(_SPARE_COLUMNS, width // 2)
-        on_cpu = like[0][0].device.type == "cpu"
-        # Room costs a CPU no memory until it is used.
-        rows, left = (1 << (rows - 1).bit_length(), spare) if on_cpu else (rows, 0)
+        left, right = max(_SPARE_COLUMNS, width // 8), max(_SPARE_COLUMNS, width // 4)
+        # Whole rows cost a CPU no memory until they are used; columns do where the system's pages are huge.
+        needed, rows = rows, max(_SPARE_ROWS, 1 << (rows - 1).bit_length())
+        if like[0][0].device.type != "cpu":
+            rows, left = needed, 0
         self._buffers = [
-            tuple(_zeros(side, rows, left + width + spare) for side in sides)  # type: ignore[misc]
+            tuple(_zeros(side, rows, left + width + right) for side in sides)  # type: ignore[misc]
             for sides in like
         ]
         self._end = left + width
