@@ -92,12 +92,13 @@ class Fetcher:
 
         Raises InvalidRequest, which reveals nothing of this network.
         """
+        paced = _Paced(pace)
         try:
             async with (
-                asyncio.timeout(self._limits.total_timeout) as limit,
+                asyncio.timeout(self._limits.total_timeout) as paced.limit,
                 self._turns.turn(owner, leaves=_CONNECTIONS // 2),
             ):
-                return await self._follow(_parsed(url, kind), max_bytes, owner, hold, _Paced(pace, limit), kind)
+                return await self._follow(_parsed(url, kind), max_bytes, owner, hold, paced, kind)
         except (TimeoutError, httpx.TimeoutException):
             raise kind.invalid_url(
                 f"Fetching the {kind.name} took too long; send the {kind.name} itself as a data URL."
@@ -106,6 +107,9 @@ class Fetcher:
             raise kind.invalid_url(
                 f"The {kind.name} could not be fetched; check its URL, or send the {kind.name} as a data URL."
             ) from None
+        finally:
+            # It knows the task, whose error knows this and what was fetched: a circle would keep all that in memory.
+            paced.limit = None
 
     async def aclose(self) -> None:
         self._names.close()
@@ -187,9 +191,10 @@ class Fetcher:
 class _Paced:
     """Waits as an owner's pace asks for, which the time limit of a fetch does not count."""
 
-    def __init__(self, pace: Pace, limit: asyncio.Timeout) -> None:
+    limit: asyncio.Timeout | None = None
+
+    def __init__(self, pace: Pace) -> None:
         self._pace = pace
-        self._limit = limit
 
     async def connects(self) -> None:
         await self._wait(self._pace.fetch())
@@ -199,8 +204,8 @@ class _Paced:
 
     async def _wait(self, seconds: float) -> None:
         """At least until others have had their turn: what has come in tiny chunks is read without waiting for more."""
-        if seconds and (end := self._limit.when()) is not None:
-            self._limit.reschedule(end + seconds)
+        if seconds and self.limit is not None and (end := self.limit.when()) is not None:
+            self.limit.reschedule(end + seconds)
         await asyncio.sleep(seconds)
 
 

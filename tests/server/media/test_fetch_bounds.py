@@ -1,6 +1,8 @@
 """A fetch is bounded in bytes and in time, and leaves nothing behind."""
 
 import asyncio
+import gc
+import weakref
 from functools import partial
 from types import SimpleNamespace
 
@@ -97,6 +99,26 @@ async def test_a_fetch_ends_in_time_whether_nothing_comes_or_too_little(answer, 
             assert "too long" in str(await refusal(fetch, f"http://127.0.0.1:{port}/", max_bytes=10**9))
 
 
+async def test_what_was_fetched_goes_with_the_error_of_its_task():
+    class Held:
+        def __call__(self, size: int) -> None: ...
+
+    async with serving(b"HTTP/1.1 200 OK\r\n\r\n" + bytes(100_000)) as (_, port), fetching() as fetch:
+        held = Held()
+        seen = weakref.ref(held)
+        gc.disable()  # which would find a circle, some time later
+        try:
+            task = asyncio.create_task(fetch(f"http://127.0.0.1:{port}/", 50_000, hold=held))
+            del held
+            await asyncio.wait([task])
+            assert task.exception() is not None
+            del task
+            await asyncio.sleep(0)
+            assert seen() is None
+        finally:
+            gc.enable()
+
+
 async def test_a_resolver_that_hangs_is_given_up():
     async def hangs(host, port, owner):
         await asyncio.Event().wait()
@@ -175,7 +197,8 @@ async def test_waiting_for_the_pace_takes_nothing_from_the_time_limit(waited):
     pace = SimpleNamespace(fetch=lambda: 3.0, fetched=lambda size: 4.0)
     async with asyncio.timeout(60) as limit:
         end = limit.when()
-        paced = fetch._Paced(pace, limit)
+        paced = fetch._Paced(pace)
+        paced.limit = limit
         await paced.connects()
         await paced.has_read(1)
         assert limit.when() - end == pytest.approx(7)
