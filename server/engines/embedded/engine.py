@@ -28,8 +28,9 @@ from covervlm.server.engines.embedded.mailbox import Mailbox
 from covervlm.server.engines.embedded.packed_weights import pack
 from covervlm.server.engines.embedded.prefix_cache import PrefixCache
 from covervlm.server.engines.embedded.scoring import Scoring
+from covervlm.server.engines.embedded.seats import places
 from covervlm.server.engines.embedded.step_limits import StepLimits
-from covervlm.server.engines.embedded.worker import Worker, places
+from covervlm.server.engines.embedded.worker import Worker
 from covervlm.server.engines.faults import for_caller, is_out_of_memory
 from covervlm.server.engines.recommended import recommended
 from covervlm.server.models.base import Adapter

@@ -1,4 +1,4 @@
-"""How much is done between two decoding steps."""
+"""How much is done between two decoding steps, and by one for whom."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -12,10 +12,14 @@ class StepLimits:
 
     One image, and one prompt, may always be more. Larger batches keep a GPU busy. A CPU is as busy with two images or a
     thousand tokens, so there they would only let the first of them, and all running answers, wait for the last.
+
+    share: the part of the answers that run together which one owner may have while others are there. A step takes a CPU
+    the longer the more rows it has, and a GPU hardly.
     """
 
     images: int
     prompt_tokens: int
+    share: float = 1.0
 
     @property
     def piece(self) -> int:
@@ -24,4 +28,6 @@ class StepLimits:
 
     @classmethod
     def for_device(cls, device: torch.device) -> Self:
-        return cls(images=2, prompt_tokens=1024) if device.type == "cpu" else cls(images=8, prompt_tokens=4096)
+        return (
+            cls(images=2, prompt_tokens=1024, share=0.5) if device.type == "cpu" else cls(images=8, prompt_tokens=4096)
+        )

@@ -4,8 +4,7 @@ import logging
 import math
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +12,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from covervlm.server.core.caller import Caller
 from covervlm.server.core.errors import EngineError, EngineUnavailable
 from covervlm.server.core.fairness import FairQueue
 from covervlm.server.core.generation import GenerationChunk
@@ -24,6 +22,7 @@ from covervlm.server.engines.embedded.prefix_cache import PrefixCache
 from covervlm.server.engines.embedded.running_answer import RunningAnswer
 from covervlm.server.engines.embedded.sampling import choose
 from covervlm.server.engines.embedded.scoring import Scorer, Scoring, Scorings
+from covervlm.server.engines.embedded.seats import Seats
 from covervlm.server.engines.embedded.step_limits import StepLimits
 from covervlm.server.engines.faults import casts_doubt, for_caller
 from covervlm.server.models.base import Adapter
@@ -33,18 +32,12 @@ from covervlm.server.selection.feature_cache import FeatureCache, UntouchedCache
 log = logging.getLogger(__name__)
 
 
-def places(max_running: int, caller: Caller) -> int:
-    """How many of the answers that run together may be a caller's: one with a key leaves an eighth to others."""
-    return max(1, max_running - max(1, max_running // 8)) if caller.has_key else max_running
-
-
 class Worker(threading.Thread):
     """Iteration-level batching.
 
     A job waits, is prepared (tower, selection), is prefilled, and then runs. `limits` bounds how long running answers
     pause for newcomers, max_running the answers decoded together. Waiting jobs are taken in turn from their owners,
-    once all that were taken before are prefilled: the first token of one comes before the image of the next. An owner
-    who has all the `places` of one is passed over.
+    once all that were taken before are prefilled: the first token of one comes before the image of the next.
 
     A request that fails takes only itself along, a failing decoding step the answers that were running. After a failure
     that no request explains, the model is probed; if it does not answer, the thread ends. `on_end` is called as its
@@ -76,7 +69,7 @@ class Worker(threading.Thread):
         # A GPU's memory is short, and all of it is for those who wait.
         self._keeps_scoring = adapter.embeddings.weight.device.type == "cpu"
         self._arriving = 0
-        self._max_running = max_running
+        self._seats = Seats(max_running, limits)
         self._limits = limits
         self._on_end = on_end
         self._waiting: FairQueue[Job] = FairQueue()
@@ -234,7 +227,8 @@ class Worker(threading.Thread):
     def _admit(self) -> None:
         if self._prepared:
             return
-        jobs = self._take()
+        with self._wake:
+            jobs = self._seats.take(self._waiting, (answer.job for answer in self._answers))
         try:
             for job in jobs:
                 job.seconds["queue"] = time.perf_counter() - job.queued_at
@@ -253,27 +247,6 @@ class Worker(threading.Thread):
                 self._prepared.append(job)
             else:
                 job.emit(job, job.report)
-
-    def _take(self) -> list[Job]:
-        """Waiting jobs, their owners in turn, that the batch has room for and whose images one step may encode."""
-        jobs: list[Job] = []
-        room, images = self._max_running - len(self._answers), 0
-        taken: Counter[Hashable] = Counter(answer.job.request.caller.owner for answer in self._answers)
-
-        def has_place(owner: Hashable) -> bool:
-            job = self._waiting.peek_of(owner)
-            return taken[owner] + job.rows <= places(self._max_running, job.request.caller)
-
-        with self._wake:
-            while (owner := next(filter(has_place, self._waiting.owners()), None)) is not None:
-                job = self._waiting.peek_of(owner)
-                images += len(job.pixels)
-                if job.rows > room or (jobs and images > self._limits.images):
-                    break
-                room -= job.rows
-                taken[owner] += job.rows
-                jobs.append(self._waiting.pop_of(owner))
-        return jobs
 
     def _prefill(self) -> None:
         """Read the prompts of one group of prepared jobs; those that fail together are tried alone."""
