@@ -96,6 +96,8 @@ class Settings(BaseSettings):
     """what the model computes in; auto is float32 on a CPU and the checkpoint's own on a GPU"""
     quantization: Literal["none", "int8"] = "none"
     """int8 rounds the language model's weights on a CPU: quicker answers in less memory, not quite the same"""
+    runtime: Literal["torch", "openvino"] = "torch"
+    """what runs the language model on a CPU: openvino answers sooner and in more memory, and not every model"""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of the model; by default torch decides"""
     tool_format: Literal["hermes", "mistral", "llama3_json", "json"] | None = None

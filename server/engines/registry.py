@@ -64,6 +64,8 @@ def _transformers_config(module: Any, settings: Settings) -> Any:
             f"quantization: {settings.quantization} is for float32 on a CPU, "
             f"not for --device {settings.device} with --dtype {settings.dtype}"
         )
+    if settings.runtime == "openvino":
+        _check_openvino(settings)
     return module.TransformersEngineConfig(
         model_path=_model_path(settings),
         device=settings.device,
@@ -75,8 +77,17 @@ def _transformers_config(module: Any, settings: Settings) -> Any:
         threads=settings.threads,
         methods=settings.pruning_methods,
         quantization=settings.quantization,
+        runtime=settings.runtime,
         clip_path=clip_location(settings),
     )
+
+
+def _check_openvino(settings: Settings) -> None:
+    if settings.device.startswith("cuda") or settings.dtype not in _FLOAT32 or settings.quantization != "none":
+        others = f"--device {settings.device}, --dtype {settings.dtype} and --quantization {settings.quantization}"
+        raise SettingsError(f"runtime: openvino is for float32 on a CPU, not for {others}")
+    if find_spec("openvino") is None:
+        raise SettingsError("runtime: OpenVINO is not installed; install covervlm[openvino]")
 
 
 def _vllm_config(module: Any, settings: Settings) -> Any:
@@ -85,6 +96,8 @@ def _vllm_config(module: Any, settings: Settings) -> Any:
             f"quantization: {settings.quantization} is for --engine transformers on a CPU; "
             "vLLM has its own, --vllm-args='--quantization NAME'"
         )
+    if settings.runtime != "torch":
+        raise SettingsError(f"runtime: {settings.runtime} is for --engine transformers on a CPU; leave the option out")
     return module.VllmEngineConfig(
         model_path=_model_path(settings),
         dtype=settings.dtype,

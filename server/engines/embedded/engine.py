@@ -25,8 +25,10 @@ from covervlm.server.engines.embedded.admission import Event, Job
 from covervlm.server.engines.embedded.grammar import Grammars
 from covervlm.server.engines.embedded.int8_weights import quantize
 from covervlm.server.engines.embedded.mailbox import Mailbox
+from covervlm.server.engines.embedded.model_runner import ModelRunner
 from covervlm.server.engines.embedded.packed_weights import pack
 from covervlm.server.engines.embedded.prefix_cache import PrefixCache
+from covervlm.server.engines.embedded.runner import Runner
 from covervlm.server.engines.embedded.scoring import Scoring
 from covervlm.server.engines.embedded.seats import places
 from covervlm.server.engines.embedded.step_limits import StepLimits
@@ -56,6 +58,7 @@ class TransformersEngineConfig:
     threads: torch's threads, None for its default. preprocess_workers: threads that tokenise and resize images.
     methods: pruning methods that requests may name, all where it is empty.
     quantization: "int8" rounds the language model's weights, which must be float32 on a CPU; "none" leaves them.
+    runtime: what runs the language model, "torch" or, in float32 on a CPU, "openvino".
     clip_path: the CLIP checkpoint of the model's tower, None where it is not there.
     """
 
@@ -71,6 +74,7 @@ class TransformersEngineConfig:
     preprocess_workers: int = 2
     methods: tuple[str, ...] = ()
     quantization: str = "none"
+    runtime: str = "torch"
     clip_path: str | None = None
 
 
@@ -105,7 +109,7 @@ class TransformersEngine:
             torch.backends.cuda.enable_cudnn_sdp(False)
         if config.quantization == "int8":
             await loop.run_in_executor(None, quantize, adapter)
-        await loop.run_in_executor(None, pack, adapter)
+        runner = await loop.run_in_executor(None, _runner, adapter, config.runtime)
         await loop.run_in_executor(None, _compile_kernels, adapter)
         self._grammars = grammars = await loop.run_in_executor(
             None, Grammars, adapter.tokenizer, adapter.vocabulary_size, adapter.eos_ids, config.preprocess_workers
@@ -113,6 +117,7 @@ class TransformersEngine:
         self._info = _info(adapter, self._config.methods)
         self._worker = Worker(
             adapter,
+            runner,
             self._cache,
             grammars,
             self._prefixes,
@@ -310,6 +315,18 @@ class TransformersEngine:
         """The worker has ended: fail every request that still waits for it."""
         for mailbox in self._open:
             mailbox.close()
+
+
+def _runner(adapter: Adapter, runtime: str) -> Runner:
+    """Raises ValueError where this runtime cannot run the model."""
+    if runtime == "openvino":
+        from covervlm.server.engines.embedded.paged_runner import load_paged  # OpenVINO need not be installed
+
+        paged = load_paged(adapter)
+        pack(adapter)
+        return paged
+    pack(adapter)
+    return ModelRunner(adapter)
 
 
 def _compile_kernels(adapter: Adapter) -> None:

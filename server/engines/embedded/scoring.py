@@ -6,14 +6,13 @@ from concurrent.futures import Future
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
 
 from covervlm.server.core.agreement import AnswerScores
 from covervlm.server.core.errors import EngineUnavailable, InvalidRequest
 from covervlm.server.core.generation import GenerationRequest
 from covervlm.server.engines.detokenizer import PromptScores
 from covervlm.server.engines.embedded.admission import Admission, Event, Job
-from covervlm.server.engines.embedded.model_runner import ModelRunner
+from covervlm.server.engines.embedded.runner import Runner
 from covervlm.server.engines.faults import for_caller
 from covervlm.server.models.base import Adapter
 
@@ -91,7 +90,7 @@ class Scorer:
     A step tokenises, preprocesses or encodes one image, selects, or reads `piece` tokens at most.
     """
 
-    def __init__(self, adapter: Adapter, admission: Admission, runner: ModelRunner, piece: int) -> None:
+    def __init__(self, adapter: Adapter, admission: Admission, runner: Runner, piece: int) -> None:
         """admission: one whose cache it leaves no trace in."""
         self._adapter = adapter
         self._admission = admission
@@ -108,19 +107,20 @@ class Scorer:
         yield
         embeddings, positions = job.embeddings, job.positions
         del job  # with the images that it holds
-        cache, piece, hidden = DynamicCache(), self._piece, embeddings
-        for start in range(0, len(embeddings), piece):
-            part = slice(start, min(start + piece, len(embeddings)))
-            hidden = self._runner.read_on(cache, embeddings[part], positions[:, part])
-            yield
-        scores = [self._scores(hidden[-1:], answer[:1])]
-        beyond = torch.arange(len(answer), device=positions.device) + positions[:, -1:]
-        for start in range(0, len(answer) - 1, piece):
-            read = answer[start : min(start + piece, len(answer) - 1)]
-            columns = beyond[:, start : start + len(read)]
-            hidden = self._runner.read_on(cache, self._embedded(read), columns)
-            scores.append(self._scores(hidden, answer[start + 1 : start + 1 + len(read)]))
-            yield
+        piece, hidden = self._piece, embeddings
+        with self._runner.text() as text:
+            for start in range(0, len(embeddings), piece):
+                part = slice(start, min(start + piece, len(embeddings)))
+                hidden = self._runner.read_on(text, embeddings[part], positions[:, part])
+                yield
+            scores = [self._scores(hidden[-1:], answer[:1])]
+            beyond = torch.arange(len(answer), device=positions.device) + positions[:, -1:]
+            for start in range(0, len(answer) - 1, piece):
+                read = answer[start : min(start + piece, len(answer) - 1)]
+                columns = beyond[:, start : start + len(read)]
+                hidden = self._runner.read_on(text, self._embedded(read), columns)
+                scores.append(self._scores(hidden, answer[start + 1 : start + 1 + len(read)]))
+                yield
         return AnswerScores(
             [value for one in scores for value in one.logprobs],
             [tokens[0] for one in scores for tokens in one.top],

@@ -17,8 +17,8 @@ from covervlm.server.core.fairness import FairQueue
 from covervlm.server.core.generation import GenerationChunk
 from covervlm.server.engines.embedded.admission import Admission, Job
 from covervlm.server.engines.embedded.grammar import Grammars, Masks
-from covervlm.server.engines.embedded.model_runner import ModelRunner
 from covervlm.server.engines.embedded.prefix_cache import PrefixCache
+from covervlm.server.engines.embedded.runner import Runner
 from covervlm.server.engines.embedded.running_answer import RunningAnswer
 from covervlm.server.engines.embedded.sampling import choose
 from covervlm.server.engines.embedded.scoring import Scorer, Scoring, Scorings
@@ -49,6 +49,7 @@ class Worker(threading.Thread):
     def __init__(
         self,
         adapter: Adapter,
+        runner: Runner,
         cache: FeatureCache,
         grammars: Grammars,
         prefixes: PrefixCache,
@@ -63,7 +64,7 @@ class Worker(threading.Thread):
         self.admission = Admission(adapter, cache, grammars, clip)
         self._prefixes = prefixes
         self._masks = Masks(adapter.vocabulary_size, adapter.eos_ids)
-        self._runner = runner = ModelRunner(adapter)
+        self._runner = runner
         untouched = Admission(adapter, UntouchedCache(cache), grammars, clip)
         self._scorings = Scorings(Scorer(adapter, untouched, runner, limits.piece).steps)
         # A GPU's memory is short, and all of it is for those who wait.
