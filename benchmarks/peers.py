@@ -66,7 +66,7 @@ def parts(arguments: argparse.Namespace) -> list[Part]:
         "openvino": [OpenVino(python, "fp32"), OpenVino(python, "fp32", 67), OpenVino(python, "fp32", 89)],
     }
     llava: dict[str, list[Peer]] = {
-        "covervlm": [Covervlm()],
+        "covervlm": [Covervlm(), Covervlm.on_openvino()],
         "openvino": [OpenVino(python, "fp32"), OpenVino(python, "int8")],
         "llama.cpp": [LlamaCpp(python)],
         "transformers": [TransformersServe(arguments.transformers)],

@@ -31,6 +31,11 @@ class Covervlm:
         environment = {"VLLM_CPU_KVCACHE_SPACE": "2", **VLLM_ON_ALL_CORES}
         return cls("covervlm, vLLM", options, budgets, python, environment)
 
+    @classmethod
+    def on_openvino(cls) -> "Covervlm":
+        """With the embedded engine, and OpenVINO for the language model."""
+        return cls("covervlm, --runtime openvino", ("--engine", "transformers", "--runtime", "openvino"))
+
     def lacking(self) -> str:
         return "" if self.python.exists() else f"make {self.python.parents[1]}/.ready"
 

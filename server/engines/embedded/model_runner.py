@@ -89,6 +89,17 @@ class ModelRunner(Runner):
         ).last_hidden_state
         return self._logits(hidden[:, -1])
 
+    def probe(self) -> None:
+        device = self._adapter.embeddings.weight.device
+        hidden = self._adapter.language_model(
+            inputs_embeds=self._adapter.embeddings(torch.zeros(1, 1, dtype=torch.long, device=device)),
+            position_ids=self._squeezed(
+                torch.zeros(self._adapter.position_axes, 1, 1, dtype=torch.long, device=device)
+            ),
+            use_cache=False,
+        ).last_hidden_state
+        self._check(hidden[:, -1])
+
     def read(self, row: int) -> Layers:
         return self._batch.row(row)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +24,13 @@ _FIXED_ROTATIONS = {"default", "linear", "dynamic", "llama3", "yarn"}
 def unsuited(adapter: Adapter) -> str | None:
     """Why OpenVINO cannot run this language model as transformers does; None where it can."""
     weight = adapter.embeddings.weight
-    config: Any = adapter.language_model.config
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return (
             f"the model is in {str(weight.dtype).removeprefix('torch.')} on {weight.device.type}, not float32 on a CPU"
         )
     if adapter.position_axes != 1:
         return f"its positions have {adapter.position_axes} axes, and OpenVINO's have one"
+    config: Any = adapter.language_model.config
     if not reads_everything(config):
         return "some of its layers read a part of the text only"
     rotations = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
@@ -142,7 +143,9 @@ def _traced(adapter: Adapter, heads: int, size: int) -> openvino.Model:
         torch.arange(before, before + tokens).repeat(rows, 1),
         *(torch.zeros(rows, heads, before, size) for _ in range(2 * config.num_hidden_layers)),
     )
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+        # What the trace takes for constant does not change; the compiled model is compared with this one.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
         # Not by `openvino.convert_model`, which reports that it was used.
         decoder = TorchScriptPythonDecoder(_Traceable(adapter.language_model).eval(), example_input=example)
         frontend = FrontEndManager().load_by_framework("pytorch")

@@ -80,6 +80,11 @@ class PagedRunner(Runner):
     def read_on(self, text: BlockRow, embeddings: Tensor, positions: Tensor) -> Tensor:
         return self._pass([text], [len(embeddings)], embeddings, positions)
 
+    def probe(self) -> None:
+        with self.text() as text:
+            start = torch.zeros(1, 1, dtype=torch.long)
+            self._check(self._pass([text], [1], self._adapter.embeddings(start[0]), start))
+
     def read(self, row: int) -> Layers:
         return self._blocks.layers(self._rows[row])
 
@@ -131,12 +136,12 @@ def load_paged(adapter: Adapter) -> PagedRunner:
     """
     runner = PagedRunner(adapter, compile_model(adapter))
     with torch.inference_mode():
-        _check(adapter, runner)
+        _compare(adapter, runner)
     adapter.language_model.layers.to("meta")
     return runner
 
 
-def _check(adapter: Adapter, runner: PagedRunner) -> None:
+def _compare(adapter: Adapter, runner: PagedRunner) -> None:
     vocabulary = adapter.embeddings.weight.shape[0]
     tokens = torch.randint(vocabulary, (40,), generator=torch.Generator().manual_seed(0))
     embeddings, positions = adapter.embeddings(tokens), torch.arange(len(tokens))[None]

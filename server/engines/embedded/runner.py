@@ -65,14 +65,9 @@ class Runner(ABC):
         embeddings (T, d), positions (axes, T). Returns their hidden states (T, d), computed when this returns.
         """
 
+    @abstractmethod
     def probe(self) -> None:
         """One token through the model, beside the batch. Raises where the model cannot be used any more."""
-        device = self._adapter.embeddings.weight.device
-        start = torch.zeros(self._adapter.position_axes, 1, dtype=torch.long, device=device)
-        with self.text() as text:
-            hidden = self.read_on(text, self._adapter.embeddings(start[0]), start)
-        if not self._logits(hidden).isfinite().all():
-            raise FloatingPointError("the model computes numbers that are not finite")
 
     def scores(self, hidden: Tensor, ids: Sequence[int], top: int) -> PromptScores:
         """How likely the model finds a prompt's tokens, given hidden states (T, d) and its T ids.
@@ -91,6 +86,10 @@ class Runner(ABC):
             for column, piece in zip(scores, pieces, strict=True):
                 column += piece.tolist()
         return PromptScores(*scores)
+
+    def _check(self, hidden: Tensor) -> None:
+        if not self._logits(hidden).isfinite().all():
+            raise FloatingPointError("the model computes numbers that are not finite")
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return self._adapter.lm_head(hidden).float()

@@ -18,7 +18,7 @@ from covervlm.server.core.generation import (
     TemplateOptions,
     TextPrompt,
 )
-from covervlm.server.engines.embedded import model_runner
+from covervlm.server.engines.embedded import runner
 from covervlm.server.models.processor import ChatProcessor
 from tests.server.models.plain_generate import generate
 
@@ -85,7 +85,7 @@ async def test_those_of_a_chat_with_an_image_have_an_entry_for_every_token_that_
 async def test_prompts_read_together_and_in_pieces_are_scored_as_if_alone(engine, answer, monkeypatch):
     texts = [TEXT, "a", "USER: is there a red circle in the image? how many squares are there?"]
     alone = [await answer(engine, request(TextPrompt(text), prompt_logprobs=1)) for text in texts]
-    monkeypatch.setattr(model_runner, "_LOGITS", 1)
+    monkeypatch.setattr(runner, "_LOGITS", 1)
     together = await asyncio.gather(*(answer(engine, request(TextPrompt(t), prompt_logprobs=1)) for t in texts))
     for one, other in zip(alone, together, strict=True):
         values = [[entry.logprob for entry in got.prompt.logprobs[1:]] for got in (one, other)]
