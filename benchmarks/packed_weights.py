@@ -1,10 +1,10 @@
-"""Prefill and decoding steps of the language model alone: weights as transformers has them, packed for oneDNN, in int8.
+"""Prefill and decoding steps of the language model alone: weights plain, packed for oneDNN, in int8, and by OpenVINO.
 
     python benchmarks/packed_weights.py                    random weights: 12 layers, width 1,024
     python benchmarks/packed_weights.py --threads 1 --rounds 9
 
 The models take turns in one process; rows are medians, ratios are those of each round's own times. Logits are compared
-too: the largest differences are printed. A run takes about a minute and a half on two cores.
+too: the largest differences are printed. A run takes about two minutes on two cores.
 """
 
 import argparse
@@ -24,7 +24,8 @@ from tqdm import tqdm
 from covervlm.server.engines.embedded.int8_weights import quantize
 from covervlm.server.engines.embedded.model_runner import ModelRunner
 from covervlm.server.engines.embedded.packed_weights import pack
-from covervlm.server.models.base import Adapter
+from covervlm.server.engines.embedded.paged_runner import load_paged
+from covervlm.server.engines.embedded.runner import Runner
 from covervlm.server.models.checkpoint import Checkpoint, load_adapter
 
 PREFILLS = (78, 206, 590)
@@ -32,8 +33,7 @@ BATCHES = (1, 8, 32)
 STEPS = 5
 
 
-def prompt(adapter: Adapter, length: int) -> tuple[Tensor, Tensor]:
-    width = adapter.embeddings.weight.shape[1]
+def prompt(width: int, length: int) -> tuple[Tensor, Tensor]:
     return torch.randn(length, width, generator=torch.Generator().manual_seed(length)) * 0.02, torch.arange(length)[
         None
     ]
@@ -45,19 +45,16 @@ def timed(call: Callable[[], Tensor]) -> tuple[float, Tensor]:
     return time.perf_counter() - started, logits
 
 
-def first_logits(adapter: Adapter, length: int) -> Tensor:
-    return ModelRunner(adapter).prefill([prompt(adapter, length)], [1])[0]
-
-
-def cases(adapter: Adapter) -> Iterator[tuple[str, float, Tensor]]:
+def cases(runner: Runner, width: int) -> Iterator[tuple[str, float, Tensor]]:
     """Each case's name, seconds, and last logits."""
     for length in PREFILLS:
-        seconds, logits = timed(partial(first_logits, adapter, length))
+        seconds, logits = timed(lambda length=length: runner.prefill([prompt(width, length)], [1])[0])
+        runner.keep([])
         yield f"prefill of {length} tokens", seconds, logits
     for rows in BATCHES:
-        runner = ModelRunner(adapter)
-        runner.prefill([prompt(adapter, 100)], [rows])
+        runner.prefill([prompt(width, 100)], [rows])
         steps = [timed(partial(runner.decode, [5] * rows, [100 + at] * rows)) for at in range(STEPS)]
+        runner.keep([])
         yield f"a step of {rows}", statistics.median(seconds for seconds, _ in steps), steps[-1][1]
 
 
@@ -71,24 +68,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         path = arguments.model or save_random_llava(Path(folder))
-        plain, packed, rounded = (load_adapter(Checkpoint(path, "cpu", "float32")) for _ in range(3))
+        plain, packed, rounded, other = (load_adapter(Checkpoint(path, "cpu", "float32")) for _ in range(4))
     print(f"{pack(packed)} matrices packed, {quantize(rounded)} in int8, {arguments.threads} threads")
     pack(rounded)
+    paged = load_paged(other)
+    pack(other)
+    runners = (ModelRunner(plain), ModelRunner(packed), ModelRunner(rounded), paged)
+    width = plain.embeddings.weight.shape[1]
     times: dict[str, list[tuple[float, ...]]] = {}
-    off = [0.0, 0.0]
+    off = [0.0] * 3
     for number in tqdm(range(arguments.rounds + 1), unit="round"):
-        for row in zip(*map(cases, (plain, packed, rounded)), strict=True):
+        for row in zip(*(cases(runner, width) for runner in runners), strict=True):
             (name, _, expected), *others = row
             off = [
                 max(most, float((got - expected).abs().max())) for most, (_, _, got) in zip(off, others, strict=True)
             ]
             if number:
                 times.setdefault(name, []).append(tuple(seconds for _, seconds, _ in row))
-    print("| | plain ms | packed ms | int8 ms | plain / packed | packed / int8 |\n|---|---|---|---|---|---|")
+    print("| | plain ms | packed ms | int8 ms | OpenVINO ms | plain / packed | packed / int8 | packed / OpenVINO |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, rounds in times.items():
         medians = " | ".join(f"{statistics.median(column) * 1e3:,.0f}" for column in zip(*rounds, strict=True))
-        print(f"| {name} | {medians} | {ratio(rounds, 0, 1)} | {ratio(rounds, 1, 2)} |")
-    print(f"\nLargest difference of a logit: packed {off[0]:.1e}, int8 {off[1]:.1e}.")
+        ratios = " | ".join(ratio(rounds, *pair) for pair in ((0, 1), (1, 2), (1, 3)))
+        print(f"| {name} | {medians} | {ratios} |")
+    print(f"\nLargest difference of a logit: packed {off[0]:.1e}, int8 {off[1]:.1e}, OpenVINO {off[2]:.1e}.")
     print(f"Load average {os.getloadavg()[0]:.1f}.")
 
 
