@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,9 @@ from covervlm.server.models.base import Adapter
 
 if TYPE_CHECKING:
     import openvino
+
+# OpenVINO tells its makers whenever it is imported, unless it finds no means to.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 _FIXED_ROTATIONS = {"default", "linear", "dynamic", "llama3", "yarn"}
 """Kinds of rotary positions that do not depend on how long a text is, as long as the model takes it."""
@@ -146,7 +150,6 @@ def _traced(adapter: Adapter, heads: int, size: int) -> openvino.Model:
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         # What the trace takes for constant does not change; the compiled model is compared with this one.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        # Not by `openvino.convert_model`, which reports that it was used.
         decoder = TorchScriptPythonDecoder(_Traceable(adapter.language_model).eval(), example_input=example)
         frontend = FrontEndManager().load_by_framework("pytorch")
         return frontend.convert(frontend.load(decoder))

@@ -1,6 +1,8 @@
 """OpenVINO runs the language model as transformers does, token for token, or refuses to."""
 
 import asyncio
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -196,6 +198,19 @@ def test_what_openvino_would_do_otherwise_is_refused_with_the_reason(monkeypatch
         monkeypatch.setattr(adapter.language_model.config, name, value, raising=False)
     with pytest.raises(ValueError, match=reason):
         openvino_model.compile_model(adapter)
+
+
+def test_openvino_reports_to_nobody_that_it_is_used():
+    """What reports is imported with it, where it is installed."""
+    script = (
+        "import sys; from covervlm.server.engines.embedded.paged_runner import load_paged\n"
+        "from covervlm.server.models.checkpoint import Checkpoint, load_adapter\n"
+        f"load_paged(load_adapter(Checkpoint({str(model_path())!r}, 'cpu', 'float32')))\n"
+        "assert 'openvino.tools.ovc' in sys.modules\n"
+        "print([name for name in sys.modules if name.startswith('openvino_telemetry.')])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_half_precision_is_refused():
