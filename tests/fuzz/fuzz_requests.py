@@ -4,7 +4,6 @@ A NUL stands between a route's path and the body.
 """
 
 import asyncio
-import atexit
 import json
 
 from covervlm.server import create_app
@@ -21,9 +20,8 @@ loop = asyncio.new_event_loop()
 engine = ScriptedEngine()
 app = create_app(Settings(clip_model="none", remote_media=False, log_level="error"), engine)
 PATHS = {route.path.encode() for route in app.routes if isinstance(route, BodyRoute) and route.body_field}
-life = app.router.lifespan_context(app)
+life = app.router.lifespan_context(app)  # which the process ends with: its threads are gone before it could be left
 loop.run_until_complete(life.__aenter__())
-atexit.register(lambda: loop.run_until_complete(life.__aexit__(None, None, None)))
 
 
 def target(data: bytes) -> None:
