@@ -5,8 +5,7 @@ import binascii
 import re
 from collections.abc import Iterator
 
-import numpy as np
-
+from covervlm.server.core.base64_pieces import PIECE, decoded_piece
 from covervlm.server.core.errors import InvalidRequest
 from covervlm.server.media.kinds import IMAGE, VIDEO, Kind
 
@@ -20,10 +19,6 @@ _PLAIN = ((" ", ""), ("\t", ""), ("\r", ""), ("\n", ""), ("-", "+"), ("_", "/"))
 _REPLACED = dict(_PLAIN)
 _REPLACED |= {"%2B": "+", "%2b": "+", "%2F": "/", "%2f": "/", "%3D": "=", "%3d": "=", "%0A": "", "%0a": ""}
 """White space that may be left out, the URL-safe alphabet, and what URLs write with percent signs."""
-_PIECE = 2**18
-"""Characters of base64 that are decoded at a time, a multiple of 4."""
-_VALUES = np.full(256, 255, np.uint8)
-_VALUES[np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/", np.uint8)] = np.arange(64)
 
 
 def url_scheme(url: str) -> str:
@@ -98,7 +93,7 @@ def _cleaned(text: str, start: int) -> Iterator[str]:
     It comes in pieces: what is done to a long text at once keeps every other thread waiting, the event loop's as well.
     """
     while start < len(text):
-        end = start + _PIECE
+        end = start + PIECE
         cut = text.rfind("%", end - 2, end)
         if start < cut and end < len(text):
             end = cut  # what it begins is not torn
@@ -110,7 +105,7 @@ def _cleaned(text: str, start: int) -> Iterator[str]:
 
 
 def _decoded(piece: str, start: int, kind: Kind) -> bytes:
-    if len(piece) >= _PIECE // 2 and (data := _beside_others(piece)) is not None:
+    if len(piece) >= PIECE // 2 and (data := decoded_piece(piece)) is not None:
         return data
     try:
         return base64.b64decode(piece + "=" * (-len(piece) % 4), validate=True)
@@ -121,28 +116,6 @@ def _decoded(piece: str, start: int, kind: Kind) -> bytes:
         raise kind.invalid(
             f"The {kind.name} is not valid base64: it ends within a byte and may have been cut off."
         ) from None
-
-
-def _beside_others(piece: str) -> bytes | None:
-    """A long piece, by numpy: the standard library keeps every other thread waiting meanwhile.
-
-    None where it is no whole number of bytes, or holds anything but the alphabet.
-    """
-    if len(piece) % 4:
-        return None
-    try:
-        encoded = np.frombuffer(piece.encode("ascii"), np.uint8)
-    except UnicodeEncodeError:
-        return None
-    values = _VALUES.take(encoded, mode="clip")
-    if values.max() > 63:
-        return None
-    first, second, third, fourth = values.reshape(-1, 4).T
-    data = np.empty((len(first), 3), np.uint8)
-    np.bitwise_or(first << 2, second >> 4, out=data[:, 0])
-    np.bitwise_or(second << 4, third >> 2, out=data[:, 1])
-    np.bitwise_or(third << 6, fourth, out=data[:, 2])
-    return data.tobytes()
 
 
 def _of_type(media_type: str) -> Kind | None:

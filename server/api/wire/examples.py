@@ -1,7 +1,5 @@
 """What trained things are learned from: examples, or uploads and files of embeddings with labels in their order."""
 
-import base64
-import binascii
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -14,6 +12,7 @@ from covervlm.server.api.wire.label_table import MOST_ROWS as MOST_EXAMPLES
 from covervlm.server.api.wire.label_table import read_labels
 from covervlm.server.api.wire.methods import MethodBody
 from covervlm.server.clip.labels import Labels
+from covervlm.server.core.base64_pieces import decoded_text
 from covervlm.server.core.errors import InvalidRequest
 from covervlm.server.core.wire import one_of
 
@@ -188,9 +187,9 @@ def vector(given: Sequence[float] | str, dimensions: int, param: str) -> np.ndar
 def decoded(text: str, param: str, *, multiple: int = 1) -> bytes:
     """Base64 as so many bytes at a time. Raises InvalidRequest."""
     try:
-        data = base64.b64decode(text, validate=True)
+        data = decoded_text(text)
         if len(data) % multiple:
             raise ValueError("cut short")
-    except (binascii.Error, ValueError):
+    except ValueError:
         raise InvalidRequest(f"'{param}' is not valid base64.", param=param, code="invalid_value") from None
     return data

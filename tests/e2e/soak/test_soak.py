@@ -1,6 +1,7 @@
 """After thousands of mixed requests the server process holds what it held after its warm-up; prints a table of it."""
 
 import asyncio
+import math
 import os
 import subprocess
 import sys
@@ -22,6 +23,8 @@ WARM_UP = 2_500
 BLOCK = 2_500
 AT_ONCE = 24
 AT_ONCE_BESIDE_AN_ATTACKER = 32
+RETURNED_WITHIN = 7.0
+"""Seconds after the last request in which the server returns memory: 5 from trim to trim, and what they take."""
 OPTIONS = (
     *("--port", "0", "--threads", "1", "--log-level", "error", "--max-running", "16", "--media-threads", "1"),
     *("--api-key", ",".join((*KEYS, ATTACKER)), "--adaptive-budget", "16:64"),
@@ -74,7 +77,7 @@ def gauges(text: str) -> dict[str, float]:
 
 
 async def holdings(pid: int, url: str, requests: int) -> Holdings:
-    """Waits until nothing runs and all connections but this one are closed."""
+    """Waits until nothing runs, all connections but this one are closed, and what was freed has gone back."""
     headers = {"Authorization": f"Bearer {KEYS[0]}"}
     async with httpx.AsyncClient(base_url=url, timeout=60, headers=headers) as client, asyncio.timeout(120):
         while True:
@@ -86,18 +89,33 @@ async def holdings(pid: int, url: str, requests: int) -> Holdings:
             if idle and seen["covervlm_http_requests_in_flight"] == 1 and sockets <= 5:
                 break
             await asyncio.sleep(0.2)
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    threads = int(status(pid)["Threads"])
     return Holdings(
         requests,
-        rss=int(status["VmRSS"].split()[0]) * 1024,
-        threads=int(status["Threads"]),
-        most_threads=int(status["Threads"]) + counts["threads_to_come"],
+        rss=await at_rest(pid),
+        threads=threads,
+        most_threads=threads + counts["threads_to_come"],
         files=len(links) - sockets,
         sockets=sockets,
         tasks=counts["tasks"],
         objects=counts["objects"],
         inflight=int(seen["covervlm_inflight_bytes"]),
     )
+
+
+async def at_rest(pid: int) -> int:
+    """RSS in bytes once it has not fallen for longer than the server takes to return what it does not need."""
+    least, since = math.inf, time.monotonic()
+    while time.monotonic() < since + RETURNED_WITHIN:
+        await asyncio.sleep(0.2)
+        now = int(status(pid)["VmRSS"].split()[0]) * 1024
+        if now < least - 2**20:
+            least, since = now, time.monotonic()
+    return now
+
+
+def status(pid: int) -> dict[str, str]:
+    return dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
 
 
 def _fds(pid: int) -> list[os.DirEntry[str]]:

@@ -1,7 +1,9 @@
 """What requests have let go of is seen by the system again."""
 
 import asyncio
+import ctypes
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,39 @@ async def test_pages_that_lie_free_between_used_ones_go_back(monkeypatch):
         while resident() > full - 150_000_000:
             await asyncio.sleep(0.01)
     assert len(kept) == 20
+
+
+async def test_what_threads_freed_at_the_end_of_their_memory_goes_back_too(monkeypatch):
+    monkeypatch.setattr(freed, "_SECONDS", 0.0)
+    library = ctypes.CDLL(None)
+    library.malloc.restype, library.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    library.free(library.malloc(30 * 2**20))  # from which C's allocator learns to keep as much twice over
+    give_back = FreedMemory()
+    if give_back._trim is None:
+        pytest.skip("the C library cannot return free pages")
+    blocks = (ctypes.c_void_p * 300)()
+    full = asyncio.Event()
+    going = threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def come_and_go():
+        for place in range(len(blocks)):
+            blocks[place] = library.malloc(100_000)
+            ctypes.memset(blocks[place], 1, 100_000)
+        loop.call_soon_threadsafe(full.set)
+        going.wait()
+        for block in blocks:
+            library.free(block)
+
+    working = asyncio.ensure_future(asyncio.to_thread(come_and_go))
+    await full.wait()
+    most = resident()
+    going.set()
+    await working
+    give_back()
+    async with asyncio.timeout(SECONDS):
+        while resident() > most - 25_000_000:
+            await asyncio.sleep(0.01)
 
 
 async def test_many_releases_are_one_trim_and_the_next_ones_another(monkeypatch):

@@ -126,7 +126,7 @@ def test_the_standard_library_which_keeps_other_threads_waiting_decodes_no_long_
 @pytest.mark.parametrize("length", [*range(1, 30), 3 * 8, 3 * 8 + 1])
 @pytest.mark.parametrize("damage", [None, (4, "="), (7, "="), (8, "="), (-1, "="), (0, "="), (9, "*"), (12, "é")])
 def test_base64_in_pieces_is_what_it_is_in_one(monkeypatch, length, damage):
-    monkeypatch.setattr(data_urls, "_PIECE", 8)
+    monkeypatch.setattr(data_urls, "PIECE", 8)
     text = list(b64(bytes(range(length))))
     if damage is not None and damage[0] < len(text):
         text[damage[0]] = damage[1]
@@ -152,5 +152,5 @@ def test_no_piece_tears_what_it_is_made_of(data, spelling, gaps, piece):
     for place, gap in gaps:
         text.insert(min(place, len(text)), gap) if "%3D" not in "".join(text)[: 3 * place] else None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data_urls, "_PIECE", piece)
+        patch.setattr(data_urls, "PIECE", piece)
         assert decode_base64("data:," + "".join(text), 40, 6) == data
