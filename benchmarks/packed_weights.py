@@ -4,7 +4,7 @@
     python benchmarks/packed_weights.py --threads 1 --rounds 9
 
 The models take turns in one process; rows are medians, ratios are those of each round's own times. Logits are compared
-too: the largest differences are printed. A run takes about five minutes on two cores.
+too: the largest differences are printed. A run takes two minutes on two cores.
 """
 
 import argparse
