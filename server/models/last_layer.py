@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+_USUAL = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+
 
 @contextmanager
 def read_at(model: nn.Module, rows: Tensor, places: Tensor) -> Iterator[None]:
@@ -26,6 +28,29 @@ def read_at(model: nn.Module, rows: Tensor, places: Tensor) -> Iterator[None]:
         for part in parts:
             stack.enter_context(_computing(part, _at(part.forward, rows, places)))
         yield
+
+
+@contextmanager
+def picking(model: nn.Module, rows: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+    """A decoder's passes in this context end with some rows of its hidden states (B, T, d), and leave out the others.
+
+    The context's value picks them from the hidden states, where a last layer that is not built of the usual parts has
+    computed them all.
+    """
+    layers: Any = getattr(model, "layers", None) or [nn.Identity()]
+    layer = layers[-1]
+    if {name for name, _ in layer.named_children()} != _USUAL:
+        yield lambda hidden: hidden[rows]
+        return
+
+    def forward(hidden_states: Tensor, **kwargs: object) -> Tensor:
+        attention, *_ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)
+        picked = (hidden_states + attention)[rows]
+        output: Tensor = picked + layer.mlp(layer.post_attention_layernorm(picked))
+        return output
+
+    with _computing(layer, forward):
+        yield lambda hidden: hidden
 
 
 def _at(forward: Callable[[Tensor], Tensor], rows: Tensor, places: Tensor) -> Callable[[Tensor], Tensor]:

@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from covervlm.server.engines.embedded.model_runner import reads_everything
 from covervlm.server.models.base import Adapter
+from covervlm.server.models.last_layer import picking
 
 if TYPE_CHECKING:
     import openvino
@@ -45,7 +46,8 @@ def compile_model(adapter: Adapter) -> openvino.CompiledModel:
     """Compile the language model up to its last hidden states, for torch's number of threads.
 
     Inputs are those of OpenVINO's paged attention: `inputs_embeds` (T, d) of all rows' new tokens one after the other,
-    `position_ids` (T,), and where each row's blocks are. Raises ValueError where `unsuited` has a reason, or the model
+    `position_ids` (T,), and where each row's blocks are; and `read` (N,), of which tokens the hidden states (N, 1, d)
+    are wanted. Raises ValueError where `unsuited` has a reason, or the model
     has parts that OpenVINO does not know.
     """
     import openvino
@@ -62,13 +64,14 @@ def compile_model(adapter: Adapter) -> openvino.CompiledModel:
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     model = _traced(adapter, heads, size)
     past, present = ([f"{name}.{side}" for side in range(2 * layers)] for name in ("past", "present"))
-    _name(model.inputs, ["inputs_embeds", "attention_mask", "position_ids", *past])
+    _name(model.inputs, ["inputs_embeds", "attention_mask", "position_ids", "read", *past])
     _name(model.outputs, ["last_hidden_state", *present])
     for port in model.inputs:
         shapes = {
             "inputs_embeds": [-1, -1, config.hidden_size],
             "attention_mask": [-1, 1, -1, -1],
             "position_ids": [-1, -1],
+            "read": [-1],
         }
         port.get_node().set_partial_shape(openvino.PartialShape(shapes.get(port.any_name, [-1, heads, -1, size])))
     model.validate_nodes_and_infer_types()
@@ -122,16 +125,19 @@ class _Traceable(nn.Module):
         super().__init__()
         self._model = model
 
-    def forward(self, embeddings: Tensor, mask: Tensor, positions: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, embeddings: Tensor, mask: Tensor, positions: Tensor, read: Tensor, *past: Tensor
+    ) -> tuple[Tensor, ...]:
         layers = [_Growing(*sides) for sides in zip(past[::2], past[1::2], strict=True)]
-        hidden = self._model(
-            inputs_embeds=embeddings,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=Cache(layers=[*layers]),
-            use_cache=True,
-        ).last_hidden_state
-        return hidden, *(side for layer in layers for side in (layer.keys, layer.values))
+        with picking(self._model, read) as picked:
+            hidden = self._model(
+                inputs_embeds=embeddings,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=Cache(layers=[*layers]),
+                use_cache=True,
+            ).last_hidden_state
+        return picked(hidden), *(side for layer in layers for side in (layer.keys, layer.values))
 
 
 def _traced(adapter: Adapter, heads: int, size: int) -> openvino.Model:
@@ -145,6 +151,7 @@ def _traced(adapter: Adapter, heads: int, size: int) -> openvino.Model:
         torch.zeros(rows, tokens, config.hidden_size),
         torch.zeros(rows, 1, tokens, before + tokens),
         torch.arange(before, before + tokens).repeat(rows, 1),
+        torch.arange(rows),
         *(torch.zeros(rows, heads, before, size) for _ in range(2 * config.num_hidden_layers)),
     )
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():

@@ -51,8 +51,10 @@ class PagedRunner(Runner):
         rows = [self._blocks.open(known.layers, known.length) for _ in prompts]
         try:
             embeddings, positions = zip(*prompts, strict=True)
-            hidden = self._pass(rows, [len(one) for one in embeddings], torch.cat(embeddings), torch.cat(positions, 1))
-            states_of = hidden.split([len(one) for one in embeddings])
+            counts = [len(one) for one in embeddings]
+            read = range(sum(counts)) if states else [end - 1 for end in accumulate(counts)]
+            hidden = self._pass(rows, counts, torch.cat(embeddings), torch.cat(positions, 1), read)
+            states_of = hidden.split(counts if states else [1] * len(counts))
             logits = self._logits(torch.stack([one[-1] for one in states_of]))
             for row, count in zip(list(rows), repeats, strict=True):
                 rows += [self._blocks.copy(row) for _ in range(count - 1)]
@@ -97,8 +99,18 @@ class PagedRunner(Runner):
     def reset(self) -> None:
         self.keep([])
 
-    def _pass(self, rows: Sequence[BlockRow], counts: Sequence[int], embeddings: Tensor, positions: Tensor) -> Tensor:
-        """Hidden states (T, d) of the rows' next tokens, so many of each; embeddings (T, d), positions (1, T)."""
+    def _pass(
+        self,
+        rows: Sequence[BlockRow],
+        counts: Sequence[int],
+        embeddings: Tensor,
+        positions: Tensor,
+        read: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Hidden states (N, d) of the rows' next tokens, so many of each, as far as `read` names them (default: all).
+
+        embeddings (T, d), positions (1, T).
+        """
         lengths = [row.length for row in rows]
         for row, count in zip(rows, counts, strict=True):
             self._blocks.extend(row, count)
@@ -106,6 +118,7 @@ class PagedRunner(Runner):
         inputs = {
             "inputs_embeds": np.ascontiguousarray(embeddings.detach().numpy()),
             "position_ids": np.ascontiguousarray(positions[0].numpy()),
+            "read": np.array(range(len(embeddings)) if read is None else read, np.int64),
             "max_context_len": np.array(max(row.length for row in rows), np.int32),
             "past_lens": np.array(lengths, np.int32),
             "subsequence_begins": _begins(counts),

@@ -18,7 +18,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from covervlm.server.models.last_layer import read_at, unread
+from covervlm.server.models.last_layer import picking, read_at, unread
 
 SHAPE = {
     "vocab_size": 40,
@@ -102,3 +102,23 @@ def test_a_towers_layers_before_an_unread_one_are_as_they_were(kind, config):
     for one, other in zip(found[:-1], expected[:-1], strict=True):
         assert torch.equal(one, other)
     assert torch.equal(tower(pixels, output_hidden_states=True).hidden_states[-1], expected[-1])
+
+
+@pytest.mark.parametrize("usual", [True, False])
+@pytest.mark.parametrize(("kind", "config"), DECODERS, ids=lambda one: one.__name__)
+def test_rows_that_are_picked_are_those_of_the_whole_pass(kind, config, usual):
+    """Of a last layer with a part more, all are computed; the parts of the others are not touched."""
+    torch.manual_seed(0)
+    model = kind(config(**SHAPE)).eval()
+    embeddings, rows = torch.randn(4, 5, 32), torch.tensor([2, 0])
+    expected, kept = passed(model, embeddings)
+    if not usual:
+        model.layers[-1].more = torch.nn.Identity()
+    seen = rows_computed(model.layers[-1].mlp)
+    with picking(model, rows) as picked:
+        hidden, keys_values = passed(model, embeddings)
+    torch.testing.assert_close(picked(hidden), expected[rows])
+    for got, side in zip(keys_values, kept, strict=True):
+        torch.testing.assert_close(got, side)
+    assert seen == [10 if usual else 20]
+    torch.testing.assert_close(passed(model, embeddings)[0], expected)
