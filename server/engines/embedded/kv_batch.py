@@ -5,14 +5,13 @@ a row stands changes nothing in its numbers. On a CPU rows join and leave withou
 buffers with room for more rows, and for more columns on both sides.
 """
 
-import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from covervlm.server.engines.embedded.lazy_zeros import lazy_zeros
 from covervlm.server.engines.embedded.prefix_cache import Layers
 from covervlm.server.engines.embedded.stepping import Step
 
@@ -20,7 +19,6 @@ _SPARE_COLUMNS = 64
 _SPARE_ROWS = 16
 _LEFT = 4
 """Where so many times the rows that run have been written to, they move to new buffers, to give memory back."""
-_ALIGNED = 64
 
 
 class GrowingLayer(DynamicLayer):
@@ -172,11 +170,6 @@ class KVBatch:
 
 
 def _zeros(like: Tensor, rows: int, columns: int) -> Tensor:
-    """(rows, H, columns, D). On a CPU the system makes the pages when they are written, where torch would write all."""
+    """(rows, H, columns, D)."""
     shape = rows, like.shape[1], columns, like.shape[3]
-    if like.device.type != "cpu":
-        return like.new_zeros(shape)
-    size = math.prod(shape) * like.element_size()
-    data = np.zeros(size + _ALIGNED, np.uint8)
-    start = -data.ctypes.data % _ALIGNED
-    return torch.from_numpy(data[start : start + size]).view(like.dtype).view(shape)
+    return like.new_zeros(shape) if like.device.type != "cpu" else lazy_zeros(shape, like.dtype)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from covervlm.server.engines.embedded.lazy_zeros import lazy_zeros
 from covervlm.server.engines.embedded.prefix_cache import Layers
 
 _SHRINK = 4
@@ -89,9 +90,9 @@ class KVBlocks:
         return list(zip(sides[::2], sides[1::2], strict=True))
 
     def _move(self, capacity: int) -> None:
-        """To new memory for so many blocks, which the system makes when it is first written to."""
+        """To new memory for so many blocks."""
         used = [block for row in self._rows for block in row.blocks]
-        sides = [torch.zeros(capacity, *shape) for shape in self._shapes]
+        sides = [lazy_zeros((capacity, *shape), torch.float32) for shape in self._shapes]
         for new, old in zip(sides, self.sides, strict=False):
             if used:
                 new[: len(used)] = old[used]

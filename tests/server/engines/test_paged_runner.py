@@ -115,6 +115,24 @@ def test_a_text_in_pieces_beside_a_running_batch_leaves_no_trace(runners):
 
 
 @torch.inference_mode()
+def test_what_others_left_in_blocks_is_not_read(runners):
+    _, paged = runners
+    paged.prefill([prompt(paged, 100)], [8])
+    paged.keep([0])
+    paged.prefill([prompt(paged, 5)], [1])
+    expected = paged.decode([7, 7], [100, 5])
+    paged.keep([])
+    paged.prefill([prompt(paged, 100)], [8])
+    paged.keep([0])
+    free = paged._blocks._free
+    for side in paged._blocks.sides:
+        side[free] = torch.nan
+    paged.prefill([prompt(paged, 5)], [1])
+    close(paged.decode([7, 7], [100, 5]), expected)
+    paged.keep([])
+
+
+@torch.inference_mode()
 def test_a_pass_that_fails_leaves_no_rows(runners, monkeypatch):
     _, paged = runners
     monkeypatch.setattr(paged, "_logits", lambda hidden: 1 / 0)
