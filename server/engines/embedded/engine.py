@@ -319,14 +319,15 @@ class TransformersEngine:
 
 def _runner(adapter: Adapter, runtime: str) -> Runner:
     """Raises ValueError where this runtime cannot run the model."""
+    runner: Runner
     if runtime == "openvino":
         from covervlm.server.engines.embedded.paged_runner import load_paged  # OpenVINO need not be installed
 
-        paged = load_paged(adapter)
-        pack(adapter)
-        return paged
+        runner = load_paged(adapter)
+    else:
+        runner = ModelRunner(adapter)
     pack(adapter)
-    return ModelRunner(adapter)
+    return runner
 
 
 def _compile_kernels(adapter: Adapter) -> None:

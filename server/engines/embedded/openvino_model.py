@@ -47,8 +47,7 @@ def compile_model(adapter: Adapter) -> openvino.CompiledModel:
 
     Inputs are those of OpenVINO's paged attention: `inputs_embeds` (T, d) of all rows' new tokens one after the other,
     `position_ids` (T,), and where each row's blocks are; and `read` (N,), of which tokens the hidden states (N, 1, d)
-    are wanted. Raises ValueError where `unsuited` has a reason, or the model
-    has parts that OpenVINO does not know.
+    are wanted. Raises ValueError where `unsuited` has a reason, or OpenVINO does not page the model's attention.
     """
     import openvino
     from openvino._offline_transformations import (

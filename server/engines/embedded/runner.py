@@ -35,7 +35,7 @@ class Runner(ABC):
 
         prompts: embeddings (T, d) and positions (axes, T) of each. prefix: what was read before, which the only prompt
         continues. Returns the logits after each, (len(prompts), V) float32, and where `states` asks for them the hidden
-        states (T, d) of each, which `scores` reads; else only the last of them are right.
+        states (T, d) of each, which `scores` reads; else nobody may read them.
         """
 
     @abstractmethod
